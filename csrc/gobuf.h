@@ -1,0 +1,55 @@
+/* gobuf.h: a saved execution context is one stack pointer; the callee-saved registers lie on the stack below it.
+ *
+ * gmp_switch(&from->sp, to->sp) pushes the callee-saved registers of the ABI, stores the stack pointer in *from_sp, loads
+ * to_sp and pops.  It returns in the other context, after that context's own call of gmp_switch.  x86-64 SysV: rbx rbp
+ * r12-r15 (MXCSR and the x87 control word are left alone: CPython and Go's C callers never change them across a call);
+ * AArch64: x19-x30, d8-d15.  Nothing else is saved: no signal mask, no errno, no TLS.
+ * Never keep errno or the address of a TLS variable across a switch: the context may continue on another thread.
+ */
+#ifndef GMP_GOBUF_H
+#define GMP_GOBUF_H
+
+#include "base.h"
+
+typedef struct Gobuf {
+    void *sp;
+#ifdef GMP_TSAN
+    void *tsan_fiber;
+#endif
+#ifdef GMP_ASAN
+    void *asan_fake_stack;
+    const void *asan_bottom;
+    size_t asan_size;
+#endif
+} Gobuf;
+
+/* asm_amd64.S / asm_arm64.S */
+extern void gmp_switch(void **save_sp, void *to_sp);
+extern void gmp_trampoline(void); /* first return address of a new context: calls entry(arg), which never returns */
+
+/* Prepares buf so that the first switch to it calls entry(arg) on the stack that ends (exclusively) at top.
+ * top is aligned down to 16 bytes.  entry must never return.  asm_*.S fixes the layout: see gobuf_init in stack.c. */
+void gobuf_init(Gobuf *buf, void *top, void (*entry)(void *), void *arg);
+
+/* Sanitizer fibre hooks (stack.c); nothing in ordinary builds.  They are called by gobuf_switch, gobuf_init and by the
+ * first function of a new context (gobuf_entered). */
+#if defined(GMP_ASAN) || defined(GMP_TSAN)
+void gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies);
+void gobuf_entered(void);
+void gobuf_init_thread(Gobuf *buf);     /* buf stands for the calling thread's own stack */
+void gobuf_set_stack(Gobuf *buf, void *lo, size_t size); /* must precede gobuf_init */
+void gobuf_destroy(Gobuf *buf);
+#else
+static inline void
+gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies)
+{
+    (void)from_dies;
+    gmp_switch(&from->sp, to->sp);
+}
+#define gobuf_entered() ((void)0)
+#define gobuf_init_thread(buf) ((void)(buf))
+#define gobuf_set_stack(buf, lo, size) ((void)0)
+#define gobuf_destroy(buf) ((void)(buf))
+#endif
+
+#endif
