@@ -1,0 +1,199 @@
+/* runq.c: the queues alone.
+ *
+ * Local queue of a P: a ring of RUNQ_SIZE slots and runnext.
+ *   1. Only the owner writes runqtail and the slots; tail is stored with release after the slot.
+ *   2. Anyone may take from the head by CAS; the CAS (release) publishes that the slots were read.
+ *   3. tail - head <= RUNQ_SIZE at all times, in wrapping 32-bit arithmetic.
+ *   4. runnext is set by the owner and taken by CAS from anyone: a stealer takes it last of all.
+ * Global queue: a list through G.link under Sched.lock; n may be read without it, as a hint.
+ */
+#include "runtime.h"
+
+/* Moves half of the local queue and gp to the global queue.  Owner only.  Go: runtime.runqputslow */
+static bool
+runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
+{
+    uint32_t n = (t - h) / 2;
+    GMP_CHECK(n == RUNQ_SIZE / 2);
+    G *batch[RUNQ_SIZE / 2 + 1];
+    for (uint32_t i = 0; i < n; i++)
+        batch[i] = atomic_load_relaxed(&pp->runq[(h + i) % RUNQ_SIZE]);
+    if (!atomic_cas_release(&pp->runqhead, h, h + n)) /* pairs with the acquire loads of head in runqput and runqgrab */
+        return false;
+    batch[n] = gp;
+    for (uint32_t i = 0; i < n; i++)
+        batch[i]->link = batch[i + 1];
+    batch[n]->link = NULL;
+    mutex_lock(&pp->set->lock);
+    globrunqputbatch(pp->set, batch[0], batch[n], n + 1);
+    mutex_unlock(&pp->set->lock);
+    return true;
+}
+
+/* Puts gp on the local queue; with next, in runnext, whose goroutine moves to the tail.  Owner only.
+ * Go: runtime.runqput; differs: no random order in race builds. */
+void
+runqput(P *pp, G *gp, bool next)
+{
+    if (next) {
+        G *old = atomic_load_relaxed(&pp->runnext);
+        while (!atomic_cas(&pp->runnext, old, gp))
+            old = atomic_load_relaxed(&pp->runnext);
+        if (old == NULL)
+            return;
+        gp = old;
+    }
+    for (;;) {
+        uint32_t h = atomic_load_acquire(&pp->runqhead); /* pairs with the CAS of whoever consumed */
+        uint32_t t = pp->runqtail;
+        if (GMP_LIKELY(t - h < RUNQ_SIZE)) {
+            atomic_store_relaxed(&pp->runq[t % RUNQ_SIZE], gp);
+            atomic_store_release(&pp->runqtail, t + 1); /* pairs with the acquire of tail in runqgrab */
+            return;
+        }
+        if (runqputslow(pp, gp, h, t))
+            return;
+    }
+}
+
+/* Takes the next goroutine of the local queue, runnext first.  Owner only.  Go: runtime.runqget */
+G *
+runqget(P *pp)
+{
+    G *next = atomic_load_relaxed(&pp->runnext);
+    /* Only the owner sets runnext, so a failed CAS means that it was stolen: no need to try again. */
+    if (next != NULL && atomic_cas(&pp->runnext, next, (G *)NULL))
+        return next;
+    for (;;) {
+        uint32_t h = atomic_load_acquire(&pp->runqhead); /* pairs with the CAS of other consumers */
+        uint32_t t = pp->runqtail;
+        if (t == h)
+            return NULL;
+        G *gp = atomic_load_relaxed(&pp->runq[h % RUNQ_SIZE]);
+        if (atomic_cas_release(&pp->runqhead, h, h + 1)) /* commits the read of the slot */
+            return gp;
+    }
+}
+
+/* True when the queue was empty at one instant, runnext included.  Go: runtime.runqempty */
+bool
+runqempty(P *pp)
+{
+    for (;;) {
+        uint32_t h = atomic_load(&pp->runqhead);
+        uint32_t t = atomic_load(&pp->runqtail);
+        G *next = atomic_load(&pp->runnext);
+        if (t == atomic_load(&pp->runqtail)) /* head or runnext may have been seen on either side of a kick */
+            return h == t && next == NULL;
+    }
+}
+
+uint32_t
+runqlen(P *pp)
+{
+    uint32_t h = atomic_load_acquire(&pp->runqhead); /* a hint: no partner needed beyond the values themselves */
+    uint32_t t = atomic_load_acquire(&pp->runqtail);
+    return t - h + (atomic_load_relaxed(&pp->runnext) != NULL);
+}
+
+/* Copies half of victim's queue to batch (a ring that starts at batchhead) and takes it out.  Any M.  Go: runtime.runqgrab;
+ * differs: no 3 us wait before runnext is stolen, the caller asks for it only on its last round. */
+static uint32_t
+runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
+{
+    for (;;) {
+        uint32_t h = atomic_load_acquire(&victim->runqhead); /* pairs with other consumers */
+        uint32_t t = atomic_load_acquire(&victim->runqtail); /* pairs with the owner's store in runqput */
+        uint32_t n = t - h;
+        n -= n / 2;
+        if (n == 0) {
+            if (!stealnext)
+                return 0;
+            G *next = atomic_load_relaxed(&victim->runnext);
+            if (next == NULL)
+                return 0;
+            if (!atomic_cas(&victim->runnext, next, (G *)NULL))
+                continue;
+            batch[batchhead % RUNQ_SIZE] = next;
+            return 1;
+        }
+        if (n > RUNQ_SIZE / 2) /* head and tail were read at different times */
+            continue;
+        for (uint32_t i = 0; i < n; i++)
+            batch[(batchhead + i) % RUNQ_SIZE] = atomic_load_relaxed(&victim->runq[(h + i) % RUNQ_SIZE]);
+        if (atomic_cas_release(&victim->runqhead, h, h + n))
+            return n;
+    }
+}
+
+/* Steals half of victim's queue into pp's own, and returns one of them.  Owner of pp only.  Go: runtime.runqsteal */
+G *
+runqsteal(P *pp, P *victim, bool stealnext)
+{
+    uint32_t t = pp->runqtail;
+    uint32_t n = runqgrab(victim, pp->runq, t, stealnext);
+    if (n == 0)
+        return NULL;
+    n--;
+    G *gp = pp->runq[(t + n) % RUNQ_SIZE];
+    if (n == 0)
+        return gp;
+    uint32_t h = atomic_load_acquire(&pp->runqhead); /* pairs with consumers of pp's queue */
+    GMP_CHECK(t - h + n < RUNQ_SIZE);
+    atomic_store_release(&pp->runqtail, t + n); /* publishes the batch to other stealers */
+    return gp;
+}
+
+/* Go: runtime.globrunqput */
+void
+globrunqput(Sched *sched, G *gp)
+{
+    gp->link = NULL;
+    globrunqputbatch(sched, gp, gp, 1);
+}
+
+/* Go: runtime.globrunqputbatch */
+void
+globrunqputbatch(Sched *sched, G *head, G *tail, uint32_t n)
+{
+    GQueue *q = &sched->runq;
+    if (q->tail != NULL)
+        q->tail->link = head;
+    else
+        q->head = head;
+    q->tail = tail;
+    atomic_store(&q->n, q->n + n); /* seq_cst: pairs with the re-check of an M that goes idle */
+}
+
+/* Takes a share of the global queue: returns one, puts the others on pp's local queue.  max 0: a fair share.
+ * Go: runtime.globrunqget */
+G *
+globrunqget(Sched *sched, P *pp, uint32_t max)
+{
+    GQueue *q = &sched->runq;
+    if (q->n == 0)
+        return NULL;
+    uint32_t n = q->n / sched->np + 1;
+    if (n > q->n)
+        n = q->n;
+    if (max > 0 && n > max)
+        n = max;
+    if (n > RUNQ_SIZE / 2)
+        n = RUNQ_SIZE / 2;
+    atomic_store(&q->n, q->n - n);
+    G *first = q->head;
+    G *gp = first->link;
+    /* The ring has room: the caller asks for more than one only when its local queue is empty. */
+    uint32_t t = pp->runqtail;
+    for (uint32_t i = 1; i < n; i++) {
+        G *next = gp->link;
+        atomic_store_relaxed(&pp->runq[t++ % RUNQ_SIZE], gp);
+        gp = next;
+    }
+    GMP_CHECK(t - atomic_load_acquire(&pp->runqhead) <= RUNQ_SIZE); /* pairs with consumers */
+    atomic_store_release(&pp->runqtail, t);                         /* publishes the slots to stealers */
+    q->head = gp;
+    if (gp == NULL)
+        q->tail = NULL;
+    return first;
+}

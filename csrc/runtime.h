@@ -1,0 +1,333 @@
+/* runtime.h: G, M, P and Sched: the map of the core.
+ *
+ *   G  a goroutine: a saved context, a stack slot, a class, a state.
+ *   M  an OS thread that runs goroutines.  Any thread may become one: the core's own ("pool") threads, whose g0 is the
+ *      thread's stack; and threads of other origin ("adopted"), whose own stack is a G locked to them (thread_g) and
+ *      whose g0 is a slab stack, from which they run other goroutines while thread_g waits.
+ *   P  the right to run goroutines of one set, with a local run queue.  An M needs one to pick goroutines, not to go on
+ *      running one: an M whose P was taken goes on as a plain thread until its next scheduling point.
+ *   Sched  one set of Ps with its global queue, idle lists and spinning count.  There are two: SET_PYTHON has one P (on a
+ *      GIL build one M runs Python at a time), SET_NATIVE has GOMAXPROCS.  Same code, two instances.
+ *
+ * The core knows Python only as a Class: hooks on each G that attach and detach what the goroutine needs to run.
+ *
+ * Who may touch what
+ *   P.owner is the lock of a P: 0 idle; M = that M is in the scheduler; M|P_RUNNING = that M runs a goroutine.  An M enters
+ *   the scheduler by CAS M|P_RUNNING -> M (p_enter) and leaves by a store (p_exit); sysmon takes the P of a running M by
+ *   CAS M|P_RUNNING -> 0.  So the owner-only fields of a P are touched only between p_enter and p_exit.
+ *   Lock order: channel locks (by address) < Timers.lock < Sched.lock < stack locks.  Nobody waits for the GIL, and no
+ *   Python code runs, while holding any of them or while in the scheduler with a P, except in Class.swap and Class.resume
+ *   (which wait for the GIL and hold no lock).
+ */
+#ifndef GMP_RUNTIME_H
+#define GMP_RUNTIME_H
+
+#include "gobuf.h"
+#include "stack.h"
+#include "sys.h"
+
+typedef struct G G;
+typedef struct M M;
+typedef struct P P;
+typedef struct Sched Sched;
+typedef struct Sudog Sudog;
+typedef struct Timer Timer;
+
+/* ---- Class: what a kind of goroutine needs around its C stack ---- */
+typedef struct Class {
+    const char *name;
+    size_t g_size;       /* bytes of the G and what the class appends to it; at the very top of the slot */
+    size_t top_reserve;  /* bytes kept free between the C stack and the G (python: the first frames) */
+    StackClass stack;
+    /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
+    void (*swap)(G *from, G *to);
+    /* On g0: make the thread gp's / no one's.  resume may block. */
+    void (*resume)(G *gp);
+    void (*suspend)(G *gp);
+    /* Called once for a new slot and never again; negative GMP_E... refuses. */
+    int (*create)(G *gp);
+    /* sysmon, no lock, no GIL: is gp, which is running, in a call that let go of the interpreter? */
+    bool (*detached)(G *gp);
+    /* All Ms of the set are idle, nothing is runnable, no timer is set: a deadlock, unless someone unknown to the core can
+     * wake a goroutine.  No lock is held.  Returns 0, or the ns after which to ask again. */
+    int64_t (*idle)(Sched *sched);
+} Class;
+
+/* ---- Timer ---- */
+typedef void (*TimerFn)(void *arg, uint32_t seq);
+struct Timer {
+    int64_t when;  /* ns of nanotime; guarded by the heap's lock, as is all of Timer */
+    int32_t index; /* place in the heap + 1; 0 when not in one */
+    uint32_t seq;  /* handed to fn, so that a firing that lost a race is recognised */
+    TimerFn fn;    /* called without locks by whoever runs the timers; must not block */
+    void *arg;
+    struct Timers *heap; /* where it is, or was last */
+};
+typedef struct TimerEntry {
+    int64_t when;
+    Timer *t;
+} TimerEntry;
+typedef struct Timers {
+    Mutex lock;
+    uint32_t len, cap;
+    TimerEntry *heap; /* 4-ary, by when */
+    int64_t next;     /* atomic: heap[0].when, or 0 when empty */
+} Timers;
+
+/* ---- G ---- */
+typedef enum GStatus { G_IDLE, G_RUNNABLE, G_RUNNING, G_WAITING, G_DEAD } GStatus;
+
+typedef enum WaitReason {
+    WAIT_NONE,
+    WAIT_CHAN_RECEIVE,
+    WAIT_CHAN_SEND,
+    WAIT_CHAN_RECEIVE_NIL,
+    WAIT_CHAN_SEND_NIL,
+    WAIT_SELECT,
+    WAIT_SELECT_NONE,
+    WAIT_SLEEP,
+    WAIT_MUTEX,
+    WAIT_WAITGROUP,
+    WAIT_JOIN,
+    WAIT_FUTURE,
+    WAIT_REASONS
+} WaitReason;
+const char *wait_reason_name(WaitReason r); /* Go's words: "chan receive" ... */
+
+struct G {
+    Gobuf sched;         /* saved context; written by the G's own switch, read by whoever resumes it */
+    G *link;             /* run queue or free list */
+    const Class *cls;
+    Sched *set;
+    M *m;                /* the M that runs it; NULL when it does not run */
+    M *lastm;            /* the M that ran it last */
+    M *lockedm;          /* the only M that may run it, or NULL */
+    uint32_t status;     /* atomic GStatus */
+    uint32_t parkseq;    /* atomic claim word: even while parked and unclaimed, odd when claimed (see park_claim) */
+    int32_t wakecode;    /* why the last park ended: GMP_OK or GMP_E...; written by the claimer */
+    uint8_t waitreason;  /* WaitReason */
+    uint8_t stackclass;  /* StackClass */
+    bool interruptible;  /* its parks may be ended by goready_interrupt (the main goroutine) */
+    bool deep;           /* parked once with more than STACK_KEEP bytes in use */
+    void *stack_lo;      /* NULL for a thread's own stack */
+    Sudog *param;        /* the Sudog that was served, for select */
+    void (*entry)(G *gp);
+    uint64_t goid;
+    uint64_t parentid;   /* goid of the goroutine that started it */
+    Timer timer;         /* sleep, and the timeout of any other wait */
+};
+
+/* ---- P ---- */
+#define RUNQ_SIZE_DEFAULT 256
+#ifndef RUNQ_SIZE /* test builds make it tiny */
+#define RUNQ_SIZE RUNQ_SIZE_DEFAULT
+#endif
+#define P_RUNNING ((uintptr_t)1)
+
+struct P {
+    uintptr_t owner; /* atomic, see the file head */
+    uint32_t id;
+    Sched *set;
+    P *link; /* idle list; Sched.lock */
+
+    /* Owner only. */
+    uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
+    uint32_t timertick; /* decisions since the clock was last read */
+    G *gfree;           /* dead goroutines ready for reuse */
+    uint32_t ngfree;
+    int64_t gdelta;     /* goroutines started minus finished on this P */
+    uint64_t goidcache, goidcacheend;
+    uint64_t nswitch;   /* statistics: switches, and those that went straight from goroutine to goroutine */
+    uint64_t ndirect;
+
+    /* sysmon only. */
+    uint32_t sysmontick;
+    int64_t sysmonwhen;
+
+    Timers timers;
+
+    /* Local run queue: head by CAS from any M, tail by the owner; runnext by CAS.  See runq.c. */
+    GMP_ALIGNED(GMP_CACHELINE) uint32_t runqhead;
+    uint32_t runqtail;
+    G *runnext;
+    G *runq[RUNQ_SIZE];
+};
+
+/* ---- M ---- */
+struct M {
+    Gobuf g0;       /* the scheduler's context of this thread */
+    G *curg;        /* the goroutine that runs, or is about to */
+    P *p;           /* may be stale when sysmon took it: p_enter tells */
+    Sched *set;
+    G *thread_g;    /* adopted threads: their own stack; NULL for pool threads */
+
+    /* From a switch to the first act of the context switched to. */
+    G *prev;        /* who was left */
+    int prevkind;   /* SwitchKind */
+    bool (*unlockf)(G *, void *);
+    void *waitlock;
+
+    /* Sched.lock. */
+    M *link;        /* idle list */
+    bool idle;      /* on the idle list */
+    P *nextp;       /* handed over with the wake-up */
+    G *nextg;       /* run this first */
+    bool wakespinning;
+    G *readylocked; /* atomic for readers without the lock: thread_g is ready, but this M is busy with another goroutine */
+
+    bool spinning;
+    bool dead;      /* its thread has ended; reused by the next adoption */
+    bool ispool;
+    uint32_t id;
+    uint64_t tid;
+    Note park;
+    M *alllink;     /* all Ms, push-only */
+    void *g0stack;  /* slab stack of an adopted thread's g0 */
+    void *sigstack;
+    uint64_t nblocked; /* times its P was taken */
+};
+
+/* ---- Sched ---- */
+typedef struct GQueue {
+    G *head, *tail;
+    uint32_t n; /* atomic for readers without the lock */
+} GQueue;
+
+#define MAX_PROCS 256
+#define MAX_THREADS 10000
+
+enum { SET_PYTHON, SET_NATIVE, SETS };
+
+struct Sched {
+    const Class *cls;
+    int set;
+    P *allp[MAX_PROCS];
+    uint32_t np;
+
+    Mutex lock;
+    GQueue runq;        /* the global queue */
+    G *gfree;
+    uint32_t ngfree;
+    int64_t gdelta;     /* goroutines started minus finished without a P */
+    P *pidle;
+    uint32_t npidle;    /* atomic */
+    M *midle;
+    uint32_t nmidle;    /* atomic */
+    uint32_t nmspinning; /* atomic */
+    uint32_t nm;        /* Ms alive, adopted ones included; changed under the lock */
+    uint32_t npool;     /* pool threads among them */
+    M *sleeper;         /* the idle M that waits for the next timer */
+    int64_t sleepuntil;
+    bool stopping;      /* atomic: nothing is scheduled any more */
+    uint64_t nhandoff;  /* statistics: Ps taken by sysmon */
+};
+
+extern Sched scheds[SETS];
+
+/* ---- tls ---- */
+M *getm(void);      /* the calling thread's M or NULL; never cached across a switch */
+static inline G *
+getg(void)          /* the calling goroutine, or NULL on a thread that was never adopted */
+{
+    M *mp = getm();
+    return mp ? mp->curg : NULL;
+}
+
+/* ---- proc.c ---- */
+/* Makes the set ready with n Ps.  Idempotent. */
+int schedinit(int set, const Class *cls, uint32_t nprocs);
+/* The calling thread's M; adopts the thread: thread_g (allocated by the caller, class filled in) becomes its G. */
+M *adopt_thread(Sched *sched, G *thread_g);
+/* Undoes it; called as the thread ends. */
+void disown_thread(M *mp);
+/* Starts a goroutine of the set: takes a dead G or makes one, calls fill(gp, arg) (plain stores only: it runs inside the
+ * scheduler) and makes it runnable.  entry(gp) runs on its stack and must end in goexit.  Returns its id, or 0 when memory
+ * is refused; fill was not called then. */
+uint64_t newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
+void goready(G *gp);
+GMP_NORETURN void goexit(void);
+/* Lets others run; returns false when there was no one. */
+bool gosched(void);
+/* Parks the calling goroutine.  unlockf runs on another stack once the goroutine is saved; false cancels the park.
+ * Returns the wake code. */
+int gopark(bool (*unlockf)(G *, void *), void *lock, WaitReason reason);
+int64_t num_goroutine(Sched *sched);
+/* From now on nothing of the set runs but what is running; what parks, parks for good. */
+void sched_stop(Sched *sched);
+/* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */
+void sched_afterfork_child(Sched *sched);
+
+/* Waits with more than one waker (timeouts, select, interrupts): the waker that claims the park may wake the G.
+ *   owner: seq = park_begin(gp); publish itself with seq; gopark ...
+ *   waker: if (park_claim(gp, seq)) { gp->wakecode = ...; goready(gp); } */
+static inline uint32_t
+park_begin(G *gp)
+{
+    uint32_t seq = (atomic_load_relaxed(&gp->parkseq) | 1) + 1;
+    atomic_store_relaxed(&gp->parkseq, seq); /* published by whatever publishes the G */
+    return seq;
+}
+
+static inline bool
+park_claim(G *gp, uint32_t seq)
+{
+    return atomic_cas(&gp->parkseq, seq, seq + 1);
+}
+
+/* Ends the park of an interruptible goroutine, if it is parked, with this code.  Any thread. */
+bool goready_interrupt(G *gp, int code);
+
+/* Parks with a timeout (ns; negative never) on top of gopark; parkseq must have begun.  The waker side claims. */
+int gopark_timeout(bool (*unlockf)(G *, void *), void *lock, WaitReason reason, uint32_t seq, int64_t timeout);
+/* Sleep.  Go: time.Sleep */
+int gosleep(int64_t ns);
+
+#define STACK_KEEP (16 * 1024) /* a dead goroutine keeps this much of its stack resident */
+
+/* proc.c, for sysmon.c and timer.c */
+void wakep(Sched *sched);
+void handoffp(P *pp);
+void wake_sleeper(Sched *sched, int64_t when);
+static inline P *
+p_enter(M *mp)
+{
+    P *pp = mp->p;
+    if (GMP_LIKELY(pp != NULL)) {
+        /* Acquire pairs with the release of whoever had the P before: sysmon's CAS or p_exit. */
+        if (GMP_LIKELY(atomic_cas_acquire(&pp->owner, (uintptr_t)mp | P_RUNNING, (uintptr_t)mp)))
+            return pp;
+        mp->p = NULL;
+    }
+    return NULL;
+}
+
+static inline void
+p_exit(M *mp, P *pp)
+{
+    atomic_store_release(&pp->owner, (uintptr_t)mp | P_RUNNING); /* pairs with sysmon's CAS */
+}
+extern M *allm; /* atomic head of the list of all Ms */
+
+/* ---- runq.c ---- */
+void runqput(P *pp, G *gp, bool next);
+G *runqget(P *pp);
+bool runqempty(P *pp);
+uint32_t runqlen(P *pp);
+G *runqsteal(P *pp, P *victim, bool stealnext);
+void globrunqput(Sched *sched, G *gp);                             /* Sched.lock */
+void globrunqputbatch(Sched *sched, G *head, G *tail, uint32_t n); /* Sched.lock */
+G *globrunqget(Sched *sched, P *pp, uint32_t max);                 /* Sched.lock */
+
+/* ---- timer.c ---- */
+int timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq); /* GMP_ENOMEM */
+bool timer_del(Timer *t);   /* true when it had not fired */
+/* Runs what is due.  Returns when the next one is due, or 0. */
+int64_t timers_run(Timers *ts, int64_t now);
+void timers_clear(Timers *ts);
+
+/* ---- sysmon.c ---- */
+void sysmon_start(void);
+void sysmon_wake(void); /* a P is in use: look after it */
+void sysmon_afterfork_child(void);
+
+#endif

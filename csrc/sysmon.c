@@ -1,0 +1,129 @@
+/* sysmon.c: the monitor: a thread without a P that takes the P of an M that does not schedule.
+ *
+ * Once a round, for each P that runs a goroutine:
+ *   - the goroutine is in the same scheduler tick as a round ago and detached from the interpreter (a call that let go of
+ *     the GIL): the P is taken; handed to another M if there is work, else left idle;
+ *   - it is in the same tick for FORCE_PREEMPT_NS and there is work: the P is taken too, and the interpreter's own switch
+ *     interval shares the GIL between the two threads.
+ * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
+ * until pidleget wakes it, so an idle process has no wake-ups.
+ */
+#include "runtime.h"
+
+#define FORCE_PREEMPT_NS (10 * 1000 * 1000)
+#define MIN_DELAY_US 20
+#define MAX_DELAY_US 10000
+#define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
+
+static uint32_t started;
+static uint32_t asleep; /* atomic: sysmon waits on note */
+static Note note;
+
+static bool
+someone_waits(P *pp, int64_t now)
+{
+    int64_t next = atomic_load(&pp->timers.next);
+    return !runqempty(pp) || atomic_load(&pp->set->runq.n) != 0 || (next != 0 && next <= now);
+}
+
+/* One look at one P.  Returns true when something was done.  Go: runtime.retake */
+static bool
+retake(P *pp, int64_t now, bool *detached_seen)
+{
+    uintptr_t owner = atomic_load(&pp->owner);
+    if ((owner & P_RUNNING) == 0)
+        return false; /* idle, or in the scheduler */
+    uint32_t tick = atomic_load_relaxed(&pp->schedtick);
+    if (tick != pp->sysmontick) {
+        pp->sysmontick = tick;
+        pp->sysmonwhen = now;
+        return false;
+    }
+    M *mp = (M *)(owner & ~P_RUNNING);
+    G *gp = atomic_load_relaxed(&mp->curg);
+    if (gp == NULL || gp->cls->detached == NULL)
+        return false;
+    bool detached = gp->cls->detached(gp);
+    if (detached)
+        *detached_seen = true;
+    else if (now - pp->sysmonwhen < FORCE_PREEMPT_NS || !someone_waits(pp, now))
+        return false;
+    /* Acquire pairs with p_exit: what the owner did to the P is seen here and, through the note, by its next owner. */
+    if (!atomic_cas(&pp->owner, owner, (uintptr_t)0))
+        return false;
+    atomic_xadd_relaxed(&pp->set->nhandoff, (uint64_t)1);
+    handoffp(pp);
+    return true;
+}
+
+static bool
+all_idle(void)
+{
+    for (int s = 0; s < SETS; s++) {
+        uint32_t np = atomic_load(&scheds[s].np);
+        if (np != 0 && atomic_load(&scheds[s].npidle) != np)
+            return false;
+    }
+    return true;
+}
+
+/* Go: runtime.sysmon */
+static void
+sysmon(void *arg)
+{
+    (void)arg;
+    int64_t delay = MIN_DELAY_US;
+    uint32_t quiet = 0;
+    for (;;) {
+        sys_usleep(delay);
+        if (all_idle()) {
+            note_clear(&note);
+            atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
+            if (all_idle())
+                note_sleep(&note, -1);
+            atomic_store(&asleep, 0u);
+            quiet = 0;
+            delay = MIN_DELAY_US;
+            continue;
+        }
+        int64_t now = nanotime();
+        bool did = false, detached = false;
+        for (int s = 0; s < SETS; s++)
+            for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
+                did |= retake(scheds[s].allp[i], now, &detached);
+        if (did) {
+            quiet = 0;
+            delay = MIN_DELAY_US;
+        } else if (++quiet > 50) {
+            delay *= 2;
+            if (delay > (detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US))
+                delay = detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US;
+        }
+    }
+}
+
+void
+sysmon_start(void)
+{
+    if (!atomic_cas(&started, 0u, 1u))
+        return;
+    if (sys_thread_start(sysmon, NULL, "gmp-sysmon") != GMP_OK)
+        atomic_store(&started, 0u); /* tried again by the next P that is put to use */
+}
+
+void
+sysmon_wake(void)
+{
+    if (GMP_UNLIKELY(atomic_load_relaxed(&started) == 0))
+        sysmon_start();
+    if (atomic_load(&asleep) && atomic_cas(&asleep, 1u, 0u))
+        note_wakeup(&note);
+}
+
+void
+sysmon_afterfork_child(void)
+{
+    note = (Note){0};
+    asleep = 0;
+    started = 0;
+}
