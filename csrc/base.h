@@ -23,6 +23,7 @@
 #define GMP_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
 #define GMP_COLD __attribute__((cold, noinline))
 #define GMP_UNUSED __attribute__((unused))
+#define GMP_HIDDEN __attribute__((visibility("hidden")))
 #define GMP_CACHELINE 64
 #define GMP_ALIGNED(n) __attribute__((aligned(n)))
 

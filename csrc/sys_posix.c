@@ -1,0 +1,433 @@
+/* sys_posix.c: sys.h on Linux, macOS and the BSDs: clock, random numbers, pages, guards, threads. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
+#ifndef MAP_ANONYMOUS
+#define MAP_ANONYMOUS MAP_ANON
+#endif
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+#define MADV_GUARD_INSTALL_ 102 /* Linux 6.13; older headers lack it */
+
+#if defined(__ELF__)
+#define TLS_FAST _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define TLS_FAST _Thread_local
+#endif
+
+/* ---- clock ---- */
+
+int64_t
+nanotime(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
+}
+
+/* ---- random numbers: xorshift64*, a word per thread ---- */
+
+static uint64_t
+mix64(uint64_t z) /* splitmix64's finaliser: neighbouring seeds give unrelated states */
+{
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+static GMP_COLD uint64_t
+rand_seed(const void *where)
+{
+    static uint64_t threads; /* how many threads have asked */
+    uint64_t ordinal = atomic_xadd_relaxed(&threads, 1);
+    const char *env = getenv("GMP_SEED");
+    uint64_t seed;
+
+    if (env != NULL && *env != '\0')
+        seed = strtoull(env, NULL, 0);
+    else
+        seed = (uint64_t)nanotime() ^ mix64((uint64_t)getpid()) ^ (uint64_t)(uintptr_t)where << 20;
+    seed = mix64(seed + (ordinal + 1) * UINT64_C(0x9e3779b97f4a7c15));
+    return seed != 0 ? seed : 1; /* zero is xorshift's fixed point */
+}
+
+/* Not inlined: the address of a TLS word must not be kept across a switch. */
+GMP_NOINLINE uint32_t
+cheaprand(void)
+{
+    static TLS_FAST uint64_t state;
+    uint64_t x = state;
+
+    if (GMP_UNLIKELY(x == 0))
+        x = rand_seed(&state);
+    x ^= x >> 12;
+    x ^= x << 25;
+    x ^= x >> 27;
+    state = x;
+    return (uint32_t)((x * UINT64_C(0x2545f4914f6cdd1d)) >> 32);
+}
+
+/* ---- pages ---- */
+
+size_t
+sys_page_size(void)
+{
+    static size_t page; /* every thread computes the same value */
+    size_t n = atomic_load_relaxed(&page);
+
+    if (GMP_UNLIKELY(n == 0)) {
+        n = (size_t)sysconf(_SC_PAGESIZE);
+        atomic_store_relaxed(&page, n);
+    }
+    return n;
+}
+
+void *
+sys_reserve(size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (p == MAP_FAILED)
+        return NULL;
+#if defined(MADV_NOHUGEPAGE)
+    /* A huge page would make 2 MiB resident for each goroutine's first touch.  Refused where huge pages do not exist. */
+    (void)madvise(p, bytes, MADV_NOHUGEPAGE);
+#endif
+    return p;
+}
+
+void
+sys_release(void *addr, size_t bytes)
+{
+    /* Fails only when the hole would split a map and the map count is used up: then the address space stays reserved. */
+    (void)munmap(addr, bytes);
+}
+
+void
+sys_discard(void *addr, size_t bytes)
+{
+#if defined(__linux__)
+    GMP_CHECK(madvise(addr, bytes, MADV_DONTNEED) == 0);
+#else
+    /* Elsewhere MADV_DONTNEED does not promise zeroes: map fresh memory over the range. */
+    void *p = mmap(addr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    GMP_CHECK(p == addr);
+#endif
+}
+
+#if defined(__linux__)
+/* Whether MADV_GUARD_INSTALL works.  The kernel itself touches the page, so a guard shows as EFAULT and no signal handler is
+ * needed: qemu-user accepts the advice and ignores it, old kernels and gVisor refuse it. */
+static bool
+probe_madvise_guard(void)
+{
+    size_t page = sys_page_size();
+    char *p = sys_reserve(page);
+    bool works = false;
+
+    if (p == NULL)
+        return false;
+    if (syscall(SYS_clock_getres, CLOCK_MONOTONIC, p) == 0 && madvise(p, page, MADV_GUARD_INSTALL_) == 0)
+        works = syscall(SYS_clock_getres, CLOCK_MONOTONIC, p) == -1 && errno == EFAULT;
+    sys_release(p, page);
+    return works;
+}
+
+/* How many mprotect guards may exist: each costs two maps, and three quarters of the maps are ours. */
+static size_t
+mprotect_limit(void)
+{
+    unsigned long maps = 65530;
+    char text[32];
+    int fd = open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        ssize_t n = read(fd, text, sizeof(text) - 1);
+        close(fd);
+        if (n > 0) {
+            text[n] = '\0';
+            maps = strtoul(text, NULL, 10);
+        }
+    }
+    return maps / 8 * 3;
+}
+#else
+static bool
+probe_madvise_guard(void)
+{
+    return false;
+}
+
+static size_t
+mprotect_limit(void)
+{
+    return SIZE_MAX / 2;
+}
+#endif
+
+static int guard_kind_plus1;   /* 0 unknown; several threads may find out, they find the same */
+static size_t mprotect_max;    /* set before guard_kind_plus1 */
+static size_t mprotect_guards; /* installed so far; guards are never taken away */
+
+GuardKind
+sys_guard_kind(void)
+{
+    int k = atomic_load_acquire(&guard_kind_plus1); /* pairs with the release below: mprotect_max is set */
+    const char *env;
+
+    if (GMP_LIKELY(k != 0))
+        return (GuardKind)(k - 1);
+    env = getenv("GMP_GUARD");
+    if (env != NULL && strcmp(env, "none") == 0)
+        k = GUARD_NONE;
+    else if (env != NULL && strcmp(env, "mprotect") == 0)
+        k = GUARD_MPROTECT;
+    else
+        k = probe_madvise_guard() ? GUARD_MADVISE : GUARD_MPROTECT;
+    atomic_store_relaxed(&mprotect_max, mprotect_limit());
+    atomic_store_release(&guard_kind_plus1, k + 1); /* pairs with the acquire above */
+    return (GuardKind)k;
+}
+
+GuardKind
+sys_guard_page(void *addr)
+{
+    GuardKind kind = sys_guard_kind();
+
+    if (kind == GUARD_MADVISE && madvise(addr, sys_page_size(), MADV_GUARD_INSTALL_) == 0)
+        return GUARD_MADVISE;
+    /* Here also when the advice is refused for this mapping, as for locked memory before 6.15. */
+    if (kind != GUARD_NONE) {
+        if (atomic_xadd_relaxed(&mprotect_guards, 1) < atomic_load_relaxed(&mprotect_max) &&
+            mprotect(addr, sys_page_size(), PROT_NONE) == 0)
+            return GUARD_MPROTECT;
+        atomic_xadd_relaxed(&mprotect_guards, (size_t)-1);
+    }
+    return GUARD_NONE;
+}
+
+/* ---- threads ---- */
+
+#define THREAD_STACK_MIN ((size_t)1 << 20) /* musl and macOS give less by default */
+
+typedef struct ThreadStart {
+    void (*fn)(void *);
+    void *arg;
+    char name[16];
+} ThreadStart;
+
+static void *
+thread_main(void *p)
+{
+    ThreadStart st = *(ThreadStart *)p;
+
+    free(p);
+#if defined(__APPLE__)
+    pthread_setname_np(st.name);
+#elif defined(__linux__)
+    pthread_setname_np(pthread_self(), st.name);
+#endif
+    st.fn(st.arg);
+    return NULL;
+}
+
+static void
+block_signals(sigset_t *old)
+{
+    static const int ours[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
+    sigset_t all;
+
+    sigfillset(&all);
+    for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
+        sigdelset(&all, ours[i]);
+    pthread_sigmask(SIG_SETMASK, &all, old);
+}
+
+int
+sys_thread_start(void (*fn)(void *), void *arg, const char *name)
+{
+    ThreadStart *st = malloc(sizeof(*st));
+    pthread_attr_t attr;
+    pthread_t thread;
+    sigset_t old;
+    size_t stack;
+    int err;
+
+    if (st == NULL)
+        return GMP_ENOMEM;
+    st->fn = fn;
+    st->arg = arg;
+    snprintf(st->name, sizeof(st->name), "%s", name);
+    if (pthread_attr_init(&attr) != 0) {
+        free(st);
+        return GMP_ENOMEM;
+    }
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    if (pthread_attr_getstacksize(&attr, &stack) == 0 && stack < THREAD_STACK_MIN)
+        pthread_attr_setstacksize(&attr, THREAD_STACK_MIN);
+    block_signals(&old); /* the new thread inherits the mask: no signal can slip in before it could block them itself */
+    err = pthread_create(&thread, &attr, thread_main, st);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+    if (err != 0) {
+        free(st);
+        return err == ENOMEM ? GMP_ENOMEM : GMP_EAGAIN;
+    }
+    return 0;
+}
+
+uint64_t
+sys_thread_id(void)
+{
+#if defined(__linux__)
+    return (uint64_t)syscall(SYS_gettid);
+#elif defined(__APPLE__)
+    uint64_t id = 0;
+    pthread_threadid_np(NULL, &id);
+    return id;
+#else
+    return (uint64_t)(uintptr_t)pthread_self();
+#endif
+}
+
+void
+sys_thread_yield(void)
+{
+    sched_yield();
+}
+
+void
+sys_usleep(int64_t us)
+{
+    struct timespec ts;
+
+    if (us <= 0)
+        return;
+    ts.tv_sec = (time_t)(us / 1000000);
+    ts.tv_nsec = (long)(us % 1000000) * 1000;
+    while (nanosleep(&ts, &ts) == -1 && errno == EINTR)
+        ;
+}
+
+int
+sys_ncpu(void)
+{
+    long n;
+#if defined(__linux__)
+    cpu_set_t sets[8]; /* 8,192 CPUs: the call fails when the kernel's mask is longer */
+
+    memset(sets, 0, sizeof(sets));
+    if (sched_getaffinity(0, sizeof(sets), sets) == 0) {
+        n = CPU_COUNT_S(sizeof(sets), sets);
+        if (n > 0)
+            return (int)n;
+    }
+#endif
+    n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 && n < INT_MAX ? (int)n : 1;
+}
+
+#define SIGSTACK_BYTES ((size_t)64 << 10) /* untouched pages cost nothing; AVX-512 and AMX frames need 3 to 11 KiB */
+
+void *
+sys_sigstack_install(void)
+{
+    stack_t now, mine;
+
+    if (sigaltstack(NULL, &now) != 0 || !(now.ss_flags & SS_DISABLE))
+        return NULL;
+    memset(&mine, 0, sizeof(mine));
+    mine.ss_size = SIGSTACK_BYTES;
+    mine.ss_sp = sys_reserve(SIGSTACK_BYTES);
+    if (mine.ss_sp == NULL)
+        return NULL;
+    if (sigaltstack(&mine, NULL) != 0) {
+        sys_release(mine.ss_sp, SIGSTACK_BYTES);
+        return NULL;
+    }
+    return mine.ss_sp;
+}
+
+void
+sys_sigstack_free(void *sigstack)
+{
+    stack_t now, off;
+
+    if (sigstack == NULL)
+        return;
+    if (sigaltstack(NULL, &now) == 0 && now.ss_sp == sigstack) {
+        memset(&off, 0, sizeof(off));
+        off.ss_flags = SS_DISABLE;
+        off.ss_size = SIGSTACK_BYTES; /* macOS looks at it even so */
+        sigaltstack(&off, NULL);
+    }
+    sys_release(sigstack, SIGSTACK_BYTES);
+}
+
+/* Two keys, so that a registration allocates nothing of its own: the function is the value of the one with a destructor, the
+ * argument that of the one without, which pthread leaves alone while destructors run. */
+static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
+static pthread_key_t exit_fn, exit_arg;
+
+static void
+exit_run(void *fn)
+{
+    ((void (*)(void *))(uintptr_t)fn)(pthread_getspecific(exit_arg));
+}
+
+static void
+exit_make_keys(void)
+{
+    GMP_CHECK(pthread_key_create(&exit_arg, NULL) == 0);
+    GMP_CHECK(pthread_key_create(&exit_fn, exit_run) == 0);
+}
+
+void
+sys_at_thread_exit(void (*fn)(void *), void *arg)
+{
+    pthread_once(&exit_once, exit_make_keys);
+    GMP_CHECK(pthread_setspecific(exit_arg, arg) == 0);
+    GMP_CHECK(pthread_setspecific(exit_fn, (void *)(uintptr_t)fn) == 0);
+}
+
+int
+sys_thread_count(void)
+{
+#if defined(__linux__)
+    char text[1024], *p;
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    ssize_t n;
+
+    if (fd < 0)
+        return -1;
+    n = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (n <= 0)
+        return -1;
+    text[n] = '\0';
+    p = strrchr(text, ')'); /* end of field 2, the name, which may contain anything; num_threads is field 20 */
+    for (int field = 2; p != NULL && field < 20; field++)
+        p = strchr(p + 1, ' ');
+    return p != NULL ? (int)strtol(p, NULL, 10) : -1;
+#else
+    return -1;
+#endif
+}
