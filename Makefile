@@ -1,0 +1,121 @@
+# make demo       the Greeter on goroutines against thread pools and asyncio
+# make test       the C tests, then pytest
+# make bench      every benchmark, beside its peers
+# make lint       ruff, mypy --strict, clang-format          make format   lets them write
+# make pythons    the suite on every supported CPython of this machine; GMP_PYTHONS="/a/python3.14 ..." adds some,
+#                 ONLY="3.14 3.15" picks some
+# make asan ubsan tsan    under sanitizers
+# make wheel      dist/*.whl and dist/*.tar.gz
+# make clean
+#
+# Needs Linux, a CPython 3.11 to 3.15 with headers, and a C compiler; everything else goes into $(VENV).
+# What is tested is the wheel as installed there, never the tree.  Both are rebuilt when a source changed.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+TEST_BUDGET ?= 1500
+OUT ?= dist
+
+PY := $(VENV)/bin/python
+BUILDER := $(VENV)/build-env
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# With a safe path the current folder is not searched, so "import gmp" finds the installed wheel and not ./gmp.
+RUN := PYTHONSAFEPATH=1 $(abspath $(PY))
+
+SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py gmp/*.pyi gmp/py.typed \
+	gmp/[!p]*/*.py protos/*.proto)
+
+.PHONY: demo test ctest pytest bench lint format pythons asan ubsan tsan sanitized wheel install clean FORCE
+.DELETE_ON_ERROR:
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(RUN) -m benchmarks.demo $(DEMO_ARGS)
+
+test: ctest pytest
+
+ctest:
+	$(MAKE) -C csrc test
+
+pytest: $(VENV)/.installed $(VENV)/.deps-test
+	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" \
+		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest tests $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed $(VENV)/.deps-bench
+	$(RUN) -m pytest benchmarks --benchmark-sort=name $(BENCH_ARGS)
+
+lint: $(VENV)/.deps-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict gmp
+	$(VENV)/bin/clang-format --dry-run -Werror csrc/*.[ch]
+
+format: $(VENV)/.deps-lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i csrc/*.[ch]
+
+pythons:
+	PYTHON="$(PYTHON)" PYTEST_ARGS="$(PYTEST_ARGS)" tools/pythons.sh $(ONLY)
+
+# The C tests, then the unit tests on an extension built the same way.  Python itself is not instrumented, so the sanitizer's
+# runtime has to be there before it.  ThreadSanitizer cannot be brought into a finished Python: it gets the C tests only.
+asan:
+	$(MAKE) sanitized SANITIZE=address,undefined RUNTIME=libasan.so
+ubsan:
+	$(MAKE) sanitized SANITIZE=undefined RUNTIME=libubsan.so
+tsan:
+	$(MAKE) -C csrc test SANITIZE=thread
+
+sanitized:
+	$(MAKE) -C csrc test SANITIZE=$(SANITIZE)
+	SANITIZE=$(SANITIZE) DEBUG=1 $(MAKE) VENV=.venvs/$(basename $(RUNTIME)) sanitized-pytest
+
+sanitized-pytest: $(VENV)/.installed $(VENV)/.deps-test
+	env LD_PRELOAD="$$($${CC:-cc} -print-file-name=$(RUNTIME))" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:$(ASAN_OPTIONS) \
+		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_SANITIZE=$(SANITIZE) \
+		$(RUN) -m pytest tests/unit -m "not slow" $(PYTEST_ARGS)
+
+wheel: $(BUILDER)/.deps
+	$(BUILDER)/bin/python tools/build.py --sdist $(OUT)
+
+clean:
+	rm -rf build dist csrc/build gmp/protos *.egg-info gmp/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf .venv .venvs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+# $(VENV)          what users have: the wheel, its extras, test tools
+# $(VENV)/build-env    what a build has: the requirements of [build-system]
+
+# The path entry makes benchmarks/ importable, after everything that is installed.
+$(PY):
+	tools/venv.sh $(VENV) $(PYTHON)
+	echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tree.pth"
+
+$(BUILDER)/bin/python: | $(PY)
+	tools/venv.sh $(BUILDER) $(PY)
+
+$(BUILDER)/.deps: pyproject.toml tools/requires.py | $(BUILDER)/bin/python
+	@tools/pip-sync.sh $(BUILDER) build
+	@touch $@
+
+# Extras of the wheel and the tools around it: installed again only when what pyproject.toml asks for has changed.
+$(VENV)/.deps-%: pyproject.toml tools/requires.py | $(PY)
+	@tools/pip-sync.sh $(VENV) $*
+	@touch $@
+
+# The list makes a deleted source count as a change.
+$(VENV)/.sources: FORCE | $(PY)
+	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
+
+$(VENV)/.wheel: $(SOURCES) $(VENV)/.sources $(BUILDER)/.deps
+	$(BUILDER)/bin/python tools/build.py $(VENV)/wheel > $@.new
+	mv $@.new $@
+
+$(VENV)/.installed: $(VENV)/.wheel $(VENV)/.deps-grpc
+	$(PY) $(PIP_INSTALL) --force-reinstall --no-deps "$$(cat $<)"
+	@touch $@

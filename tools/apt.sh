@@ -1,0 +1,23 @@
+#!/bin/sh
+# apt.sh: install the Debian packages that a build needs and that are missing.  Does nothing where nothing is missing, on
+# other systems, and for other users than root.
+set -u
+python=${PYTHON:-python3}
+need=""
+command -v make >/dev/null || need="$need make"
+command -v "${CC:-cc}" >/dev/null || need="$need gcc"
+echo '#include <stdio.h>' | "${CC:-cc}" -E - >/dev/null 2>&1 || need="$need libc6-dev"
+command -v "$python" >/dev/null || need="$need python3"
+headers='import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+"$python" -c "$headers" 2>/dev/null || need="$need python3-dev"
+"$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
+
+[ -n "$need" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "apt.sh: missing here:$need" >&2
+    exit 0
+fi
+echo "installing$need"
+apt-get -qq update
+# shellcheck disable=SC2086
+DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $need >/dev/null
