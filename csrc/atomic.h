@@ -20,6 +20,9 @@
 #define atomic_xadd_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define atomic_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
 
+/* Add by the only writer, for readers that want a consistent word and no order. */
+#define stat_add(p, v) atomic_store_relaxed((p), *(p) + (v))
+
 /* Compare and swap: true when *p was old and is now new. */
 #define atomic_cas(p, old, new)                                                                                        \
     __extension__({                                                                                                    \

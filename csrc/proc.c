@@ -268,7 +268,7 @@ wakep(Sched *sched)
     startm(sched, NULL, true);
 }
 
-static int64_t
+int64_t
 earliest_timer(Sched *sched)
 {
     int64_t least = 0;
@@ -329,7 +329,7 @@ set_status(G *gp, GStatus from, GStatus to)
     /* Release: pairs with the acquire of the queue or lock through which the next owner gets gp. */
     if (GMP_UNLIKELY(atomic_load_relaxed(&gp->status) != (uint32_t)from))
         gmp_throw("goroutine %llu: status %u, expected %d before %d (waiting for %s)", (unsigned long long)gp->goid,
-                  gp->status, from, to, wait_reason_name(gp->waitreason));
+                  gp->status, from, to, wait_reason_name((WaitReason)gp->waitreason));
     atomic_store_release(&gp->status, (uint32_t)to);
 }
 
@@ -433,14 +433,14 @@ gfput(Sched *sched, P *pp, G *gp)
     }
     if (pp == NULL) {
         mutex_lock(&sched->lock);
-        sched->gdelta--;
+        stat_add(&sched->gdelta, -1);
         gp->link = sched->gfree;
         sched->gfree = gp;
-        sched->ngfree++;
+        stat_add(&sched->ngfree, 1);
         mutex_unlock(&sched->lock);
         return;
     }
-    pp->gdelta--;
+    stat_add(&pp->gdelta, -1);
     gp->link = pp->gfree;
     pp->gfree = gp;
     if (++pp->ngfree < GFREE_MAX)
@@ -453,7 +453,7 @@ gfput(Sched *sched, P *pp, G *gp)
     mutex_lock(&sched->lock);
     tail->link = sched->gfree;
     sched->gfree = head;
-    sched->ngfree += GFREE_MAX / 2;
+    stat_add(&sched->ngfree, GFREE_MAX / 2);
     mutex_unlock(&sched->lock);
 }
 
@@ -470,17 +470,17 @@ gfget(Sched *sched, P *pp)
             return gp;
         }
     }
-    if (sched->gfree == NULL)
+    if (atomic_load_relaxed(&sched->ngfree) == 0)
         return NULL;
     mutex_lock(&sched->lock);
     gp = sched->gfree;
     if (gp != NULL) {
         sched->gfree = gp->link;
-        sched->ngfree--;
+        stat_add(&sched->ngfree, (uint32_t)-1);
         for (uint32_t i = 1; pp != NULL && i < GFREE_MAX / 2 && sched->gfree != NULL; i++) {
             G *more = sched->gfree;
             sched->gfree = more->link;
-            sched->ngfree--;
+            stat_add(&sched->ngfree, (uint32_t)-1);
             more->link = pp->gfree;
             pp->gfree = more;
             pp->ngfree++;
@@ -567,12 +567,12 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
     fill(gp, arg);
     set_status(gp, G_DEAD, G_RUNNABLE);
     if (GMP_LIKELY(pp != NULL)) {
-        pp->gdelta++;
+        stat_add(&pp->gdelta, 1);
         ready_local(sched, pp, gp, true);
         p_exit(mp, pp);
     } else {
         mutex_lock(&sched->lock);
-        sched->gdelta++;
+        stat_add(&sched->gdelta, 1);
         globrunqput(sched, gp);
         mutex_unlock(&sched->lock);
         wakep(sched);
@@ -687,13 +687,13 @@ switch_away(M *mp, G *gp, SwitchKind kind)
     mp->prev = gp;
     mp->prevkind = kind;
     if (GMP_LIKELY(next != NULL)) {
-        pp->schedtick++;
-        mp->curg = next;
+        stat_add(&pp->schedtick, 1);
+        atomic_store_relaxed(&mp->curg, next);
         next->m = mp;
         set_status(next, G_RUNNABLE, G_RUNNING);
         gobuf_switch(&gp->sched, &next->sched, kind == SWITCH_DEAD);
     } else {
-        mp->curg = NULL;
+        atomic_store_relaxed(&mp->curg, (G *)NULL);
         gobuf_switch(&gp->sched, &mp->g0, kind == SWITCH_DEAD);
     }
     finish_switch();
@@ -722,7 +722,7 @@ gosched(void)
     G *gp = mp->curg;
     Sched *sched = mp->set;
     P *pp = mp->p;
-    if (pp != NULL && runqempty(pp) && atomic_load_relaxed(&sched->runq.n) == 0 &&
+    if (pp != NULL && atomic_load_relaxed(&pp->owner) == ((uintptr_t)mp | P_RUNNING) && runqempty(pp) && atomic_load_relaxed(&sched->runq.n) == 0 &&
         atomic_load_relaxed(&mp->readylocked) == NULL) {
         int64_t next = atomic_load_relaxed(&pp->timers.next);
         if (next == 0 || next > nanotime())
@@ -761,10 +761,8 @@ arm_timeout(G *gp, int64_t when, uint32_t seq)
     M *mp = getm();
     P *pp = mp->p != NULL && atomic_load_relaxed(&mp->p->owner) == (uintptr_t)mp ? mp->p : NULL;
     Timers *ts = pp != NULL ? &pp->timers : &sched->allp[0]->timers;
-    int err = timer_add(ts, &gp->timer, when, timeout_fire, gp, seq);
-    if (err == GMP_OK && pp == NULL && atomic_load(&ts->next) == when)
-        wake_sleeper(sched, when);
-    return err;
+    /* No sleeper is woken: this M looks for work next, and becomes the sleeper if it finds none. */
+    return timer_add(ts, &gp->timer, when, timeout_fire, gp, seq);
 }
 
 typedef struct TimedPark {
@@ -905,18 +903,16 @@ stopm(M *mp)
         return;
     }
     midleput(sched, mp);
-    bool all_idle = sched->nmidle == sched->nm && !sched->stopping;
-    if (sched->npidle != 0 && sched->sleeper == NULL && !sched->stopping) {
+    bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && !sched->stopping;
+    if (sched->npidle != 0 && !sched->stopping) {
         int64_t when = earliest_timer(sched);
-        if (when != 0) {
+        if (when != 0 && (sched->sleeper == NULL || sched->sleepuntil > when)) {
             int64_t now = nanotime();
             timeout = when > now ? when - now : 0;
             sched->sleeper = mp;
             sched->sleepuntil = when;
             all_idle = false;
         }
-    } else {
-        all_idle = all_idle && sched->sleeper == NULL;
     }
     mutex_unlock(&sched->lock);
     if (all_idle && sched->cls->idle != NULL) {
@@ -968,8 +964,12 @@ findrunnable(M *mp)
             stopm(mp);
             continue;
         }
-        if (atomic_load_relaxed(&mp->readylocked) != NULL && (gp = atomic_xchg(&mp->readylocked, (G *)NULL)) != NULL)
+        if (atomic_load_relaxed(&mp->readylocked) != NULL && (gp = atomic_xchg(&mp->readylocked, (G *)NULL)) != NULL) {
+            int64_t when = mp->p == NULL ? earliest_timer(sched) : 0;
+            if (when != 0) /* whoever parked here with a timeout counted on this M */
+                wake_sleeper(sched, when);
             return gp;
+        }
         P *pp = mp->p;
         if (pp == NULL) {
             mutex_lock(&sched->lock);
@@ -981,9 +981,9 @@ findrunnable(M *mp)
             }
             mp->p = pp;
         }
-        int64_t next = atomic_load(&pp->timers.next);
-        if (next != 0)
-            timers_run(&pp->timers, nanotime());
+        for (uint32_t i = 0; i < sched->np; i++) /* an idle P's timers are everybody's */
+            if (atomic_load(&sched->allp[i]->timers.next) != 0)
+                timers_run(&sched->allp[i]->timers, nanotime());
         if (pp->schedtick % GLOBAL_TICK == 0 && atomic_load(&sched->runq.n) != 0) {
             mutex_lock(&sched->lock);
             gp = globrunqget(sched, pp, 1);
@@ -1036,11 +1036,11 @@ execute(M *mp, G *gp)
         stop_spinning(mp);
         wakep(mp->set);
     }
-    mp->curg = gp;
+    atomic_store_relaxed(&mp->curg, gp);
     gp->m = mp;
     set_status(gp, G_RUNNABLE, G_RUNNING);
     if (pp != NULL)
-        pp->schedtick++;
+        stat_add(&pp->schedtick, 1);
     if (gp->cls->resume != NULL)
         gp->cls->resume(gp);
     gp->lastm = mp;

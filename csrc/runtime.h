@@ -137,8 +137,6 @@ struct P {
     uint32_t ngfree;
     int64_t gdelta;     /* goroutines started minus finished on this P */
     uint64_t goidcache, goidcacheend;
-    uint64_t nswitch;   /* statistics: switches, and those that went straight from goroutine to goroutine */
-    uint64_t ndirect;
 
     /* sysmon only. */
     uint32_t sysmontick;
@@ -184,7 +182,6 @@ struct M {
     M *alllink;     /* all Ms, push-only */
     void *g0stack;  /* slab stack of an adopted thread's g0 */
     void *sigstack;
-    uint64_t nblocked; /* times its P was taken */
 };
 
 /* ---- Sched ---- */
@@ -288,6 +285,7 @@ int gosleep(int64_t ns);
 void wakep(Sched *sched);
 void handoffp(P *pp);
 void wake_sleeper(Sched *sched, int64_t when);
+int64_t earliest_timer(Sched *sched); /* ns, or 0 */
 static inline P *
 p_enter(M *mp)
 {

@@ -56,6 +56,17 @@ retake(P *pp, int64_t now, bool *detached_seen)
     return true;
 }
 
+/* A timer of an idle P is overdue and nobody sleeps for it: the sleeper was woken for other work. */
+static bool
+start_for_timers(Sched *sched, int64_t now)
+{
+    int64_t next = earliest_timer(sched);
+    if (next == 0 || next > now)
+        return false;
+    wake_sleeper(sched, next);
+    return true;
+}
+
 static bool
 all_idle(void)
 {
@@ -91,6 +102,9 @@ sysmon(void *arg)
         for (int s = 0; s < SETS; s++)
             for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
                 did |= retake(scheds[s].allp[i], now, &detached);
+        for (int s = 0; s < SETS; s++)
+            if (atomic_load(&scheds[s].npidle) != 0)
+                did |= start_for_timers(&scheds[s], now);
         if (did) {
             quiet = 0;
             delay = MIN_DELAY_US;
