@@ -1,5 +1,5 @@
 # make demo       the Greeter on goroutines against thread pools and asyncio
-# make test       the C tests, then pytest
+# make test       the C tests, then pytest               make pytest TESTS=tests/unit PYTEST_ARGS=-x   some of it
 # make bench      every benchmark, beside its peers
 # make lint       ruff, mypy --strict, clang-format          make format   lets them write
 # make pythons    the suite on every supported CPython of this machine; GMP_PYTHONS="/a/python3.14 ..." adds some,
@@ -13,6 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+TESTS ?= tests
 PYTEST_ARGS ?=
 TEST_BUDGET ?= 1500
 OUT ?= dist
@@ -21,12 +22,12 @@ PY := $(VENV)/bin/python
 BUILDER := $(VENV)/build-env
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 # With a safe path the current folder is not searched, so "import gmp" finds the installed wheel and not ./gmp.
-RUN := PYTHONSAFEPATH=1 $(abspath $(PY))
+RUN := env PYTHONSAFEPATH=1 $(abspath $(PY))
 
 SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py gmp/*.pyi gmp/py.typed \
 	gmp/[!p]*/*.py protos/*.proto)
 
-.PHONY: demo test ctest pytest bench lint format pythons asan ubsan tsan sanitized wheel install clean FORCE
+.PHONY: demo test ctest pytest bench lint format pythons asan ubsan tsan sanitized sanitized-pytest wheel install clean FORCE
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -40,8 +41,8 @@ ctest:
 	$(MAKE) -C csrc test
 
 pytest: $(VENV)/.installed $(VENV)/.deps-test
-	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" \
-		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest tests $(PYTEST_ARGS)
+	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" GMP_BUILD_PYTHON=$(abspath $(BUILDER)/bin/python) \
+		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed $(VENV)/.deps-bench
 	$(RUN) -m pytest benchmarks --benchmark-sort=name $(BENCH_ARGS)

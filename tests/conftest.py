@@ -125,10 +125,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     watchdog = item.config.stash[WATCHDOG]
-    if BUDGET and time.monotonic() - watchdog.started > BUDGET:
-        item.session.shouldfail = f"the run's time budget of {BUDGET:g} s is used up"
     mark = item.get_closest_marker("timeout")
     limit = float(mark.args[0]) if mark else LIMIT
     watchdog.arm(item.nodeid, limit * SLOWDOWN)
@@ -136,6 +134,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         return (yield)  # type: ignore[return-value]
     finally:
         watchdog.disarm()
+        if BUDGET and nextitem is not None and time.monotonic() - watchdog.started > BUDGET:
+            item.session.shouldfail = f"the run's time budget of {BUDGET:g} s is used up"
 
 
 @pytest.fixture(autouse=True)
