@@ -1,0 +1,94 @@
+"""`python -m benchmarks.report [--quick] [--json FILE] [SHAPE…]`: every shape, one table in Markdown.
+
+Targets are set against Go on one CPU (GOMAXPROCS=1), since a GIL build runs Python on one CPU at a time. Go with its
+default GOMAXPROCS stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.harness import CONTENDERS, Figure, all_shapes
+from benchmarks.race import Race
+
+
+def short(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def verdict(race: Race, figure: Figure) -> tuple[str, str]:
+    """The targets of a figure in words, and whether they are met."""
+    version = sys.version_info[:2]
+    outcome = {True: "ok", False: "**missed**", None: "not measured"}
+    met = [race.met(target, figure.key) for target in figure.targets]
+    texts = [target.text(version, figure.unit) for target in figure.targets]
+    if len(set(met)) == 1:
+        return "; ".join(texts), outcome[met[0]]
+    return "; ".join(texts), "; ".join(outcome[m] for m in met)
+
+
+def table(races: Iterable[Race]) -> str:
+    races = list(races)
+    columns = [c for c in CONTENDERS if any(race.rounds.get(c) for race in races)]
+    head = ["shape", *(CONTENDERS[c] for c in columns), "gmp / Go P=1", "gmp / Go", "target", ""]
+    rows = [head, ["---", *["---:"] * (len(columns) + 2), "---", "---"]]
+    for race in races:
+        for figure in race.shape.figures:
+            cells = [f"{figure.title}, {figure.unit}"]
+            cells += ["failed" if c in race.failed else short(race.figure(c, figure.key)) for c in columns]
+            cells += [short(race.ratio("gmp", go, figure.key)) for go in ("go-1", "go")]
+            cells += verdict(race, figure)
+            rows.append(cells)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def versions(races: Iterable[Race]) -> str:
+    seen = {c: v for race in races for c, v in race.versions.items()}
+    python = f"CPython {platform.python_version()}"
+    others = [f"{CONTENDERS[c]} {seen[c]}" for c in ("gmp", "go", "gevent", "greenlet", "uvloop", "trio") if c in seen]
+    return ", ".join([python, *others, f"{platform.system()} {platform.machine()}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="all but these are left out; a prefix will do")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: three to four minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every round of every contender")
+    parser.add_argument("--contenders", metavar="A,B", help=f"of {','.join(CONTENDERS)}")
+    options = parser.parse_args()
+    contenders = options.contenders.split(",") if options.contenders else None
+
+    races = []
+    for shape in all_shapes():
+        if options.shapes and not shape.name.startswith(tuple(options.shapes)):
+            continue
+        print(f"{shape.title} …", file=sys.stderr, flush=True)
+        race = Race(shape, quick=options.quick, contenders=contenders).run()
+        races.append(race)
+        for contender, reason in race.failed.items():
+            print(f"  {contender} failed: {reason}", file=sys.stderr)
+    for reason in sorted({reason for race in races for reason in race.missing.values()}):
+        print(f"left out: {reason}", file=sys.stderr)
+
+    print(versions(races) + "\n")
+    print(table(races))
+    if options.json:
+        result = {
+            "versions": versions(races),
+            "shapes": {
+                r.shape.name: {"title": r.shape.title, "rounds": r.rounds, "failed": r.failed, "missing": r.missing}
+                for r in races
+            },
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
