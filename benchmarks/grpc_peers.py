@@ -1,0 +1,230 @@
+"""The Greeter on goroutines and on its peers: each a server in a process of its own, which ends when its standard input does.
+
+    with Peer("goroutines", delay=0.05) as peer:
+        sample = peer.measure(concurrency=1000, warm_up=0.3, seconds=1)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+KINDS = {
+    "threads-10": "ThreadPoolExecutor(10)",
+    "threads-1000": "ThreadPoolExecutor(1000)",
+    "aio": "grpc.aio",
+    "goroutines": "goroutines",
+}
+METHOD = "/helloworld.Greeter/SayHello"
+HERE = Path(__file__).resolve()
+
+
+class PeerError(Exception):
+    """A server or a client process failed."""
+
+
+@dataclass
+class Sample:
+    """What one or more rounds of load showed."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    stuck: int = 0  # calls that took longer than the whole round
+    cpu: float = 0.0  # the server's, in seconds
+    cpu_calls: float = 0.0  # the calls that took it, those of the warm-up included
+    threads: int = 0
+    rss: int = 0  # bytes
+    client_cpu: float = 0.0  # seconds a call
+
+    def add(self, other: Sample) -> None:
+        self.calls += other.calls
+        self.seconds += other.seconds
+        self.latencies += other.latencies
+        self.stuck += other.stuck
+        self.cpu += other.cpu
+        self.cpu_calls += other.cpu_calls
+        self.threads = max(self.threads, other.threads)
+        self.rss = max(self.rss, other.rss)
+        self.client_cpu = max(self.client_cpu, other.client_cpu)
+
+    @property
+    def rate(self) -> float:
+        return self.calls / self.seconds
+
+    @property
+    def cpu_per_call(self) -> float:
+        return self.cpu / self.cpu_calls
+
+    def percentile(self, share: float) -> float | None:
+        """Seconds; None if the call in question did not end in its round."""
+        latencies = sorted(self.latencies)
+        index = min(len(latencies) + self.stuck - 1, int(share * (len(latencies) + self.stuck)))
+        return latencies[index] if index < len(latencies) else None
+
+
+class Peer:
+    """A server process and the means to load and watch it."""
+
+    def __init__(self, kind: str, delay: float) -> None:
+        self.kind = kind
+        # In a session of its own: Ctrl-C is the parent's to handle.
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(HERE), kind, str(delay)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env={k: v for k, v in os.environ.items() if k not in ("GRPC_TRACE", "GRPC_VERBOSITY")},
+        )
+        self.client: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for process in filter(None, (self.client, self.process)):
+            process.kill()
+            process.communicate()
+
+    @property
+    def port(self) -> int:
+        """Wait for the server to be ready."""
+        if not hasattr(self, "_port"):
+            assert self.process.stdout
+            line = self.process.stdout.readline()
+            if not line.strip().isdigit():
+                raise PeerError(f"the server on {KINDS[self.kind]} did not start")
+            self._port = int(line)
+        return self._port
+
+    def cpu(self) -> float:
+        """Processor time that the server has used, in seconds."""
+        return time.clock_gettime((~self.process.pid << 3) | 2)  # the CPU clock of another process, see clock_getcpuclockid(3)
+
+    def status(self) -> tuple[int, int]:
+        """Threads and resident bytes of the server now."""
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
+        return int(fields["Threads"]), int(fields["VmRSS"].split()[0]) * 1024
+
+    def measure(self, concurrency: int, warm_up: float, seconds: float) -> Sample:
+        """Keep `concurrency` calls under way from another process and tell how that went."""
+        message = b"\x0a\x03gmp", b"\x0a\x0bHello, gmp!"
+        arguments = [self.port, METHOD, message[0].hex(), message[1].hex(), concurrency, warm_up, seconds]
+        cpu = self.cpu()
+        self.client = subprocess.Popen(
+            [sys.executable, "-P", str(HERE.with_name("grpc_load.py")), *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        threads = rss = 0
+        while True:
+            try:
+                output, _ = self.client.communicate(timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                now = self.status()
+                threads, rss = max(threads, now[0]), max(rss, now[1])
+        if self.client.returncode:
+            raise PeerError(f"the load on {KINDS[self.kind]} failed")
+        self.client = None
+        load = json.loads(output)
+        cpu = self.cpu() - cpu
+        cpu_calls = load["calls"] * (warm_up + seconds) / load["seconds"]
+        return Sample(
+            load["calls"], load["seconds"], load["latencies"], load["stuck"], cpu, cpu_calls, threads, rss, load["client_cpu"]
+        )
+
+
+# -- the server's process ----------------------------------------------------------------------------------------------
+
+
+def greeter(sleep: Callable[[float], object], delay: float) -> Any:
+    from gmp.protos import helloworld_pb2, helloworld_pb2_grpc
+
+    class Greeter(helloworld_pb2_grpc.GreeterServicer):  # type: ignore[misc]
+        def SayHello(self, request: Any, context: Any) -> Any:
+            if delay:
+                sleep(delay)
+            return helloworld_pb2.HelloReply(message=f"Hello, {request.name}!")
+
+    return Greeter()
+
+
+def async_greeter(delay: float) -> Any:
+    import asyncio
+
+    from gmp.protos import helloworld_pb2, helloworld_pb2_grpc
+
+    class Greeter(helloworld_pb2_grpc.GreeterServicer):  # type: ignore[misc]
+        async def SayHello(self, request: Any, context: Any) -> Any:
+            if delay:
+                await asyncio.sleep(delay)
+            return helloworld_pb2.HelloReply(message=f"Hello, {request.name}!")
+
+    return Greeter()
+
+
+def serve(kind: str, delay: float) -> None:
+    from gmp.protos import helloworld_pb2_grpc
+
+    if kind == "aio":
+        import asyncio
+
+        asyncio.run(serve_aio(delay))
+        return
+    if kind == "goroutines":
+        import gmp
+        import gmp.grpc
+
+        server = gmp.grpc.server()
+        servicer = greeter(gmp.sleep, delay)
+    else:
+        from concurrent.futures import ThreadPoolExecutor
+
+        import grpc
+
+        server = grpc.server(ThreadPoolExecutor(int(kind.removeprefix("threads-"))))
+        servicer = greeter(time.sleep, delay)
+    helloworld_pb2_grpc.add_GreeterServicer_to_server(servicer, server)
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    server.start()
+    sys.stdin.read()
+
+
+async def serve_aio(delay: float) -> None:
+    import asyncio
+
+    import grpc.aio
+
+    from gmp.protos import helloworld_pb2_grpc
+
+    server = grpc.aio.server()
+    helloworld_pb2_grpc.add_GreeterServicer_to_server(async_greeter(delay), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(0, ended.set)
+    await ended.wait()
+
+
+def main(arguments: Sequence[str]) -> None:
+    kind, delay = arguments
+    serve(kind, float(delay))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,61 @@
+"""gmp.grpc: grpcio servers whose handlers run as goroutines.
+
+    import gmp.grpc
+
+    server = gmp.grpc.server()
+    helloworld_pb2_grpc.add_GreeterServicer_to_server(Greeter(), server)
+    server.add_insecure_port("127.0.0.1:50051")
+    server.start()
+    server.wait_for_termination()
+
+The server is grpcio's own: generated servicers, interceptors, credentials, health and reflection are used unchanged, and so are
+clients.  Each RPC is a goroutine that runs ordinary blocking code; one that waits costs no thread.
+
+    __init__.py  server()
+    _sync.py     the lock and the condition variable that grpcio's server code waits on here
+    _compat.py   everything that knows grpcio's private interface
+
+A handler that parks (gmp.sleep, a channel, the request iterator, a yield of a streaming response) may go on in another OS thread, so
+it must not hold a threading.RLock while it does; gmp.sync has locks that belong to goroutines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+try:
+    import grpc as _grpc  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "grpc":
+        raise
+    raise ImportError("gmp.grpc needs grpcio, which is not installed: pip install gmp-runtime[grpc]", name="grpc") from None
+
+from gmp.grpc import _compat
+
+if TYPE_CHECKING:
+    import grpc
+
+__all__ = ["server"]
+
+
+def server(
+    handlers: Sequence[grpc.GenericRpcHandler] | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] | None = None,
+    options: Sequence[tuple[str, Any]] | None = None,
+    maximum_concurrent_rpcs: int | None = None,
+    compression: grpc.Compression | None = None,
+    xds: bool = False,
+) -> grpc.Server:
+    """Return a server that runs every RPC in a goroutine of its own.
+
+    Takes what grpc.server takes, apart from the thread pool.  Raises RuntimeError if the installed grpcio is not of a known shape.
+    """
+    return _compat.create_server(
+        () if handlers is None else handlers,
+        () if interceptors is None else interceptors,
+        () if options is None else options,
+        maximum_concurrent_rpcs,
+        compression,
+        xds,
+    )
