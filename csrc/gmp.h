@@ -17,11 +17,11 @@ extern "C" {
 #endif
 
 /* cdef begin */
-const char *gmp_version(void);        /* "0.1.0" */
-const char *gmp_strerror(int code);   /* one English sentence for a GMP_E... code; never NULL */
-int gmp_num_cpu(void);                /* CPUs this process may run on */
-int64_t gmp_nanotime(void);           /* the clock of all timers: monotonic, ns */
-int64_t gmp_num_goroutine(void);      /* goroutines alive, of both sets */
+const char *gmp_version(void);      /* "0.1.0" */
+const char *gmp_strerror(int code); /* one English sentence for a GMP_E... code; never NULL */
+int gmp_num_cpu(void);              /* CPUs this process may run on */
+int64_t gmp_nanotime(void);         /* the clock of all timers: monotonic, ns */
+int64_t gmp_num_goroutine(void);    /* goroutines alive, of both sets */
 /* cdef end */
 
 #ifdef __cplusplus

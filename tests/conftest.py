@@ -10,6 +10,7 @@ whole run are used up, no further test starts and the run has failed.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import os
@@ -155,10 +156,8 @@ def no_goroutine_left(request: pytest.FixtureRequest) -> Iterator[None]:
 def open_files() -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the descriptor of the listing itself
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            pass  # the descriptor of the listing itself
     return found
 
 
