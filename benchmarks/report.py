@@ -23,28 +23,33 @@ def short(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def verdict(race: Race, figure: Figure) -> tuple[str, str]:
-    """The targets of a figure in words, and whether they are met."""
-    version = sys.version_info[:2]
-    outcome = {True: "ok", False: "**missed**", None: "not measured"}
-    met = [race.met(target, figure.key) for target in figure.targets]
-    texts = [target.text(version, figure.unit) for target in figure.targets]
-    if len(set(met)) == 1:
-        return "; ".join(texts), outcome[met[0]]
-    return "; ".join(texts), "; ".join(outcome[m] for m in met)
+def verdict(race: Race, figure: Figure) -> str:
+    """Each target of a figure, what came out and whether that will do."""
+    words = []
+    for target in figure.targets:
+        met = race.met(target, figure.key)
+        words.append(target.text(sys.version_info[:2], figure.unit))
+        if met is None:
+            words[-1] += ": not measured"
+            continue
+        if target.than is not None:
+            ratio = race.ratio("gmp", target.than, figure.key) or 0.0
+            words[-1] += f" ({short(1 / ratio if target.limit < 1 else ratio)}x)"
+        words[-1] += ": ok" if met else ": **missed**"
+    return "; ".join(words)
 
 
 def table(races: Iterable[Race]) -> str:
     races = list(races)
     columns = [c for c in CONTENDERS if any(race.rounds.get(c) for race in races)]
-    head = ["shape", *(CONTENDERS[c] for c in columns), "gmp / Go P=1", "gmp / Go", "target", ""]
-    rows = [head, ["---", *["---:"] * (len(columns) + 2), "---", "---"]]
+    head = ["shape", *(CONTENDERS[c] for c in columns), "gmp / Go P=1", "gmp / Go", "target"]
+    rows = [head, ["---", *["---:"] * (len(columns) + 2), "---"]]
     for race in races:
         for figure in race.shape.figures:
             cells = [f"{figure.title}, {figure.unit}"]
             cells += ["failed" if c in race.failed else short(race.figure(c, figure.key)) for c in columns]
             cells += [short(race.ratio("gmp", go, figure.key)) for go in ("go-1", "go")]
-            cells += verdict(race, figure)
+            cells.append(verdict(race, figure))
             rows.append(cells)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
