@@ -1,5 +1,5 @@
 # make demo       the Greeter on goroutines against thread pools and asyncio
-# make test       the C tests, then pytest               make pytest TESTS=tests/unit PYTEST_ARGS=-x   some of it
+# make test       the C tests, then pytest               make pytest SUITE=tests/unit PYTEST_ARGS=-x   some of it
 # make bench      every benchmark, beside its peers
 # make lint       ruff, mypy --strict, clang-format          make format   lets them write
 # make pythons    the suite on every supported CPython of this machine; GMP_PYTHONS="/a/python3.14 ..." adds some,
@@ -13,7 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TESTS ?= tests
+SUITE ?= tests
 PYTEST_ARGS ?=
 TEST_BUDGET ?= 1500
 OUT ?= dist
@@ -42,7 +42,7 @@ ctest:
 
 pytest: $(VENV)/.installed $(VENV)/.deps-test
 	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" GMP_BUILD_PYTHON=$(abspath $(BUILDER)/bin/python) \
-		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest $(TESTS) $(PYTEST_ARGS)
+		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest $(SUITE) $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed $(VENV)/.deps-bench
 	$(RUN) -m pytest benchmarks --benchmark-sort=name $(BENCH_ARGS)
@@ -72,13 +72,13 @@ tsan:
 
 sanitized:
 	$(MAKE) -C csrc test SANITIZE=$(SANITIZE)
-	SANITIZE=$(SANITIZE) DEBUG=1 $(MAKE) VENV=.venvs/$(basename $(RUNTIME)) sanitized-pytest
+	CC="$${CC:-cc}" SANITIZE=$(SANITIZE) DEBUG=1 $(MAKE) VENV=.venvs/$(basename $(RUNTIME)) sanitized-pytest
 
 sanitized-pytest: $(VENV)/.installed $(VENV)/.deps-test
-	env LD_PRELOAD="$$($${CC:-cc} -print-file-name=$(RUNTIME))" PYTHONMALLOC=malloc \
+	env LD_PRELOAD="$$($$CC -print-file-name=$(RUNTIME))" PYTHONMALLOC=malloc \
 		ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:$(ASAN_OPTIONS) \
 		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_SANITIZE=$(SANITIZE) \
-		$(RUN) -m pytest tests/unit -m "not slow" $(PYTEST_ARGS)
+		$(RUN) -m pytest $(SUITE:tests=tests/unit) -m "not slow" $(PYTEST_ARGS)
 
 wheel: $(BUILDER)/.deps
 	$(BUILDER)/bin/python tools/build.py --sdist $(OUT)
