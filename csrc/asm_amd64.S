@@ -2,8 +2,13 @@
  *
  * A parked context, from its saved stack pointer upwards (gobuf_init builds the same):
  *     r15 r14 r13 r12 rbx rbp | return address
- * Works with indirect-branch tracking (endbr64).  Not with shadow stacks: the property note says so, and a program that links
- * this runs without them.
+ * Works with indirect-branch tracking (endbr64).  Not with shadow stacks: the property note says so, and a program that
+ * links this runs without them.
+ *
+ * Rejected: leaving by `popq %rcx; jmp *%rcx`.  A ping-pong between two call sites falls from 9 to 3 ns, because `ret`
+ * never meets the prediction that the other side's call left behind.  But a jump leaves the return stack of the CPU one
+ * entry out, and every caller up the chain pays: 40 goroutines that switch to each other from one site three calls deep
+ * take 29 ns with the jump and 5 ns with `ret` (through a scheduler stack in between, 30 and 24).  AMD EPYC.
  */
 #if defined(__x86_64__)
 

@@ -2,8 +2,8 @@
  *
  * A parked context, from its saved stack pointer upwards (gobuf_init builds the same), 160 bytes:
  *     x19 x20 .. x28 | x29 x30 | d8 .. d15
- * Works with branch target identification and pointer authentication: C functions sign and check their own return addresses,
- * and each finds its own stack pointer again; gmp_switch itself signs nothing, because gobuf_init could not.
+ * Works with branch target identification and pointer authentication: C functions sign and check their own return
+ * addresses, and each finds its own stack pointer again; gmp_switch itself signs nothing, because gobuf_init could not.
  */
 #if defined(__aarch64__)
 

@@ -19,8 +19,8 @@ write_all(const char *s, size_t n)
     }
 }
 
-/* Any stack, any locks, any thread.  The buffer is static because the stack may be 2 KiB; a second thread (or a throw inside
- * a throw) gets its format string printed as it stands. */
+/* Any stack, any locks, any thread.  The buffer is static because the stack may be 2 KiB; a second thread (or a throw
+ * inside a throw) gets its format string printed as it stands. */
 void
 gmp_throw(const char *fmt, ...)
 {

@@ -1,14 +1,14 @@
 /* gobuf.h: a saved execution context is one stack pointer; the callee-saved registers lie on the stack at and above it.
  *
- * gmp_switch(&from->sp, to->sp) pushes the callee-saved registers of the ABI, stores the stack pointer in *save_sp, loads
- * to_sp and pops.  It returns in the other context, after that context's own call of gmp_switch.  x86-64 SysV: rbx rbp
- * r12-r15 (MXCSR and the x87 control word are left alone: CPython and C callers do not change them across a call);
- * AArch64: x19-x30, d8-d15.  Nothing else is saved: no signal mask, no errno, no TLS.
+ * gmp_switch(&from->sp, to->sp) pushes the callee-saved registers of the ABI, stores the stack pointer in *save_sp,
+ * loads to_sp and pops.  It returns in the other context, after that context's own call of gmp_switch.  x86-64 SysV:
+ * rbx rbp r12-r15 (MXCSR and the x87 control word are left alone: CPython and C callers do not change them across a
+ * call); AArch64: x19-x30, d8-d15.  Nothing else is saved: no signal mask, no errno, no TLS.
  * Never keep errno or the address of a TLS variable across a switch: the context may continue on another thread.
  *
- * Life of a Gobuf: zeroed once; then either gobuf_init_thread (the thread's own stack), or gobuf_set_stack + gobuf_init,
- * which may be repeated when the context has ended (a gobuf_switch away from it with from_dies) or has never run; at last
- * gobuf_destroy.  Ordinary builds need sp only; the rest keeps the sanitizers informed.
+ * Life of a Gobuf: zeroed once; then either gobuf_init_thread (the thread's own stack), or gobuf_set_stack +
+ * gobuf_init, which may be repeated when the context has ended (a gobuf_switch away from it with from_dies) or has
+ * never run; at last gobuf_destroy.  Ordinary builds need sp only; the rest keeps the sanitizers informed.
  */
 #ifndef GMP_GOBUF_H
 #define GMP_GOBUF_H
@@ -33,7 +33,8 @@ GMP_HIDDEN void gmp_switch(void **save_sp, void *to_sp);
 GMP_HIDDEN void gmp_trampoline(void); /* first return address of a new context: calls entry(arg), which never returns */
 
 /* Prepares buf so that the first switch to it calls entry(arg) on the stack that ends (exclusively) at top.
- * top is aligned down to 16 bytes; GOBUF_FRAME bytes below it are written.  entry must never return; unwinders stop there. */
+ * top is aligned down to 16 bytes; GOBUF_FRAME bytes below it are written.  entry must never return; unwinders stop
+ * at it. */
 void gobuf_init(Gobuf *buf, void *top, void (*entry)(void *), void *arg);
 #if defined(__aarch64__)
 #define GOBUF_FRAME 160
@@ -41,14 +42,15 @@ void gobuf_init(Gobuf *buf, void *top, void (*entry)(void *), void *arg);
 #define GOBUF_FRAME 56
 #endif
 
-/* Sanitizer fibre hooks (stack.c); nothing in ordinary builds.  gobuf_entered is the first call of every entry function.
+/* Sanitizer fibre hooks (stack.c); nothing in ordinary builds.  gobuf_entered is the first call of every entry
+ * function.
  * ThreadSanitizer allows some 8,000 contexts at a time.  LeakSanitizer does not look for pointers on parked stacks. */
 #if defined(GMP_ASAN) || defined(GMP_TSAN)
 void gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies);
 void gobuf_entered(void);
-void gobuf_init_thread(Gobuf *buf);     /* buf stands for the calling thread's own stack */
+void gobuf_init_thread(Gobuf *buf);                      /* buf stands for the calling thread's own stack */
 void gobuf_set_stack(Gobuf *buf, void *lo, size_t size); /* must precede gobuf_init */
-void gobuf_destroy(Gobuf *buf);         /* not while it is the running context */
+void gobuf_destroy(Gobuf *buf);                          /* not while it is the running context */
 #else
 static inline void
 gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies)

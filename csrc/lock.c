@@ -1,14 +1,14 @@
 /* lock.c: Mutex and Note over futexsleep and futexwakeup (lock_futex.c or lock_sema.c).
  *
  * Mutex, three states (Drepper, "Futexes are tricky", the third mutex):
- *   1. lock: 0 -> 1 by CAS.  Else spin a little, then exchange in 2; whoever gets 0 out of that holds the lock (as 2: it cannot
- *      know whether others sleep, so its unlock will wake one for nothing at worst).
+ *   1. lock: 0 -> 1 by CAS.  Else spin a little, then exchange in 2; whoever gets 0 out of that holds the lock
+ *      (as 2: it cannot know whether others sleep, so its unlock will wake one for nothing at worst).
  *   2. unlock: 1 -> 0 by CAS.  Else exchange in 0 and wake one sleeper.
  *   After the exchange nothing of the mutex is read: a new owner may have freed it.
- * Note: sleeper 0 -> 2 by CAS, sleeps while 2; waker exchanges in 1 and wakes only if it was 2, so a wake-up that comes before
- * the sleep costs no system call.  A sleeper that times out takes its 2 back; if it cannot, it was woken after all.
+ * Note: sleeper 0 -> 2 by CAS, sleeps while 2; waker exchanges in 1 and wakes only if it was 2, so a wake-up that comes
+ * before the sleep costs no system call.  A sleeper that times out takes its 2 back; if it cannot, it was woken.
  *
- * Rejected: handing the lock over to the first sleeper (fair, but each hand-over then waits for a thread to be scheduled).
+ * Rejected: handing the lock to the first sleeper (fair, but each hand-over then waits for a thread to be scheduled).
  */
 #include "sys.h"
 

@@ -1,13 +1,14 @@
 /* lock_sema.c: futexsleep and futexwakeup where the system has no futex: a parking lot.
  *
- * Sleepers stand in a fixed table of queues, hashed by address, each with a pthread mutex; a sleeper is a struct on its own
- * stack with its own condition variable.  So a Mutex or Note is one word on every system, there is nothing to create lazily
- * and nothing to free, and a wake-up wakes one thread that sleeps on that very address.
+ * Sleepers stand in a fixed table of queues, hashed by address, each with a pthread mutex; a sleeper is a struct on its
+ * own stack with its own condition variable.  So a Mutex or Note is one word on every system, there is nothing to
+ * create lazily and nothing to free, and a wake-up wakes one thread that sleeps on that very address.
  *   1. The sleeper compares *addr with val under the queue's lock, and queues itself under the same lock.
- *   2. The waker has changed *addr before it takes that lock: either the sleeper saw the change, or the waker sees the sleeper.
+ *   2. The waker has changed *addr before it takes that lock: either the sleeper saw the change, or the waker
+ *      sees the sleeper.
  *
- * Rejected: pthread objects inside each Mutex (Go's lock_sema keeps one semaphore an M): an allocation inside a lock can fail,
- * and a channel that is freed would have to destroy its mutex.
+ * Rejected: pthread objects inside each Mutex (Go's lock_sema keeps one semaphore an M): an allocation inside a lock
+ * can fail, and a channel that is freed would have to destroy its mutex.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -33,7 +34,9 @@ typedef struct SleepQueue {
 
 #define QUEUE_BITS 6
 #define QUEUES (1 << QUEUE_BITS)
+/* clang-format off */
 #define INIT1 {PTHREAD_MUTEX_INITIALIZER, NULL}
+/* clang-format on */
 #define INIT4 INIT1, INIT1, INIT1, INIT1
 #define INIT16 INIT4, INIT4, INIT4, INIT4
 static SleepQueue queues[QUEUES] = {INIT16, INIT16, INIT16, INIT16};

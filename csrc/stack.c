@@ -2,16 +2,16 @@
  *
  * A slab is one mapping: [ slot 0 | slot 1 | ... | slot n-1 | n pointers ].  Each class has a pool:
  *   1. Slots are carved in order, and only from the last slab; a carved slot stays carved for ever.
- *   2. The first slab has FIRST_SLAB bytes, a later one an eighth of what the class has already, so a few dozen slabs fill the
- *      address space.  When the system refuses, half as much is asked for, down to one slot; then the answer is NULL.
- *   3. Free slots are a stack of addresses, last in first out, whose storage is the n pointers at the end of each slab taken
- *      together: room for every slot by construction, and no page of a free slot is touched.
- *   4. nslabs and carved are published with release after what they cover: readers need no lock, so a signal handler can list
- *      goroutines and name the owner of a faulting address.
+ *   2. The first slab has FIRST_SLAB bytes, a later one an eighth of what the class has already, so a few dozen slabs
+ *      fill the address space.  When the system refuses, half as much is asked for, down to one slot, then NULL it is.
+ *   3. Free slots are a stack of addresses, last in first out, whose storage is the n pointers at the end of each slab
+ *      taken together: room for every slot by construction, and no page of a free slot is touched.
+ *   4. nslabs and carved are published with release after what they cover: readers need no lock, so a signal handler
+ *      can list goroutines and name the owner of a faulting address.
  * The guard of a new slot is installed by the thread that carved it, outside the lock: it is a system call.
  *
- * Rejected: guards for a whole slab at once (page tables for all its slots: 512 bytes each, before the first use); the free
- * list inside the slots (touches a cold page); unmapping empty slabs (listing and stack_find would need a lock).
+ * Rejected: guards for a whole slab at once (page tables for all its slots: 512 bytes each, before the first use); the
+ * free list inside the slots (touches a cold page); unmapping empty slabs (listing and stack_find would need a lock).
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -30,23 +30,23 @@
 #define MAX_SLABS 512
 
 typedef struct Slab {
-    char *lo;      /* slot 0 */
+    char *lo; /* slot 0 */
     size_t slots;
-    size_t first;  /* number of slots in earlier slabs */
-    void **freed;  /* slots entries: this slab's share of the free stack; pool lock */
-    size_t bytes;  /* of the mapping */
+    size_t first; /* number of slots in earlier slabs */
+    void **freed; /* slots entries: this slab's share of the free stack; pool lock */
+    size_t bytes; /* of the mapping */
 } Slab;
 
 typedef struct StackPool {
-    Mutex lock;         /* a leaf: nothing but sys.h is called with it held */
-    size_t free;        /* free slots; pool lock, read without */
-    size_t free_slab;   /* the top of the free stack is slabs[free_slab].freed[free_at - 1]; pool lock */
+    Mutex lock;       /* a leaf: nothing but sys.h is called with it held */
+    size_t free;      /* free slots; pool lock, read without */
+    size_t free_slab; /* the top of the free stack is slabs[free_slab].freed[free_at - 1]; pool lock */
     size_t free_at;
-    size_t capacity;    /* slots in all slabs; pool lock */
-    size_t reserved;    /* bytes in all slabs; pool lock */
-    size_t carved;      /* <= capacity; written under the lock */
-    size_t nslabs;      /* written under the lock */
-    size_t guarded;     /* atomic counters */
+    size_t capacity; /* slots in all slabs; pool lock */
+    size_t reserved; /* bytes in all slabs; pool lock */
+    size_t carved;   /* <= capacity; written under the lock */
+    size_t nslabs;   /* written under the lock */
+    size_t guarded;  /* atomic counters */
     size_t unguarded;
     Slab slabs[MAX_SLABS]; /* entries below nslabs never change */
 } GMP_ALIGNED(GMP_CACHELINE) StackPool;
@@ -193,11 +193,10 @@ stack_trim(StackClass cls, void *lo, size_t keep)
 {
     size_t page = sys_page_size(), size = stack_class_size(cls);
 
-    if (cls == STACK_2K || keep >= size - 2 * page)
+    if (cls == STACK_2K || keep > size - 2 * page)
         return;
     keep = round_up(keep, page);
-    if (keep < size - page)
-        sys_discard((char *)lo + page, size - page - keep);
+    sys_discard((char *)lo + page, size - page - keep);
 }
 
 size_t
@@ -294,8 +293,8 @@ void __sanitizer_start_switch_fiber(void **fake_stack_save, const void *bottom, 
 void __sanitizer_finish_switch_fiber(void *fake_stack_save, const void **bottom_old, size_t *size_old);
 void __asan_unpoison_memory_region(void const volatile *addr, size_t size);
 
-/* A context that ended never returned from its last frames: their red zones still stand on the stack.  What lies below the
- * last stack pointer was left by ordinary returns and is clean; a Gobuf that has not run may sit on a slot that has. */
+/* A context that ended never returned from its last frames: their red zones still stand on the stack.  What lies below
+ * the last stack pointer was left by ordinary returns and is clean; a Gobuf that has not run may use a used slot. */
 static void
 asan_clean(Gobuf *buf, char *top)
 {
@@ -368,8 +367,7 @@ gobuf_destroy(Gobuf *buf)
 }
 
 /* Not instrumented: between the announcement and the switch the tool thinks we are elsewhere. */
-GMP_NOINLINE __attribute__((no_sanitize("thread", "address")))
-void
+GMP_NOINLINE __attribute__((no_sanitize("thread", "address"))) void
 gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies)
 {
     (void)from_dies;

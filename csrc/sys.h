@@ -1,6 +1,6 @@
-/* sys.h: what the core asks of the operating system.  sys_posix.c stands behind the clock, pages and threads, lock.c behind
- * Mutex and Note; lock.c sleeps and wakes through lock_futex.c (Linux) or lock_sema.c (the portable fallback, chosen with
- * -DGMP_LOCK_SEMA or where there is no futex).  The files above this one include no system header.
+/* sys.h: what the core asks of the operating system.  sys_posix.c stands behind the clock, pages and threads, lock.c
+ * behind Mutex and Note; lock.c sleeps and wakes through lock_futex.c (Linux) or lock_sema.c (the portable fallback,
+ * chosen with -DGMP_LOCK_SEMA or where there is no futex).  The files above this one include no system header.
  *
  * Times are nanoseconds of the monotonic clock (nanotime).  A timeout is a duration: negative waits for ever, 0 tries.
  */
@@ -15,24 +15,24 @@
 
 /* ---- clock ---- */
 int64_t nanotime(void); /* monotonic, ns */
-/* A fast pseudo-random number from the calling thread's own sequence.  GMP_SEED in the environment fixes the sequences: the
- * n-th thread that asks gets the n-th one. */
+/* A fast pseudo-random number from the calling thread's own sequence.  GMP_SEED in the environment fixes the sequences:
+ * the n-th thread that asks gets the n-th one. */
 uint32_t cheaprand(void);
 
 /* ---- pages ---- */
 size_t sys_page_size(void);
-/* Reserve readable, writable, zero memory without committing it (MAP_NORESERVE): only touched pages are resident, and one at
- * a time (no huge pages).  NULL when refused. */
+/* Reserve readable, writable, zero memory without committing it (MAP_NORESERVE): only touched pages are resident, and
+ * one at a time (no huge pages).  NULL when refused. */
 void *sys_reserve(size_t bytes);
 void sys_release(void *addr, size_t bytes);
 /* Give the contents of whole pages back to the system; the range stays usable and reads as zero. */
 void sys_discard(void *addr, size_t bytes);
 /* How stacks are guarded on this system.  GUARD_MADVISE: MADV_GUARD_INSTALL, no VMA per guard (probed by touching one).
- * GMP_GUARD=none|mprotect|madvise in the environment asks for a kind; madvise is still probed, and mprotect if it fails. */
+ * GMP_GUARD=none|mprotect|madvise in the environment asks for a kind; madvise only where the probe agrees. */
 typedef enum { GUARD_NONE, GUARD_MPROTECT, GUARD_MADVISE } GuardKind;
 GuardKind sys_guard_kind(void);
-/* Make one page fault when touched.  Returns the kind that was installed.  GUARD_NONE when mprotect guards have used their
- * share of the map count (three quarters of vm.max_map_count: the rest is left to malloc, libraries and threads). */
+/* Make one page fault when touched.  Returns the kind that was installed.  GUARD_NONE when mprotect guards have used
+ * their share, three quarters of vm.max_map_count: the rest is left to malloc, libraries and threads. */
 GuardKind sys_guard_page(void *addr);
 
 /* ---- threads ---- */
@@ -43,18 +43,18 @@ uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
 int sys_ncpu(void); /* CPUs in the affinity mask */
-/* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The same
- * thread hands what it got to sys_sigstack_free before it ends (NULL is allowed). */
+/* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The
+ * same thread hands what it got to sys_sigstack_free before it ends (NULL is allowed). */
 void *sys_sigstack_install(void);
 void sys_sigstack_free(void *sigstack);
-/* Calls fn(arg) when the calling thread ends, on that thread.  One registration per thread: a later one replaces it, fn NULL
- * takes it back. */
+/* Calls fn(arg) when the calling thread ends, on that thread.  One registration per thread: a later one replaces it, fn
+ * NULL takes it back. */
 void sys_at_thread_exit(void (*fn)(void *), void *arg);
 /* Number of OS threads of this process, or -1 where the system does not tell. */
 int sys_thread_count(void);
 
-/* ---- Mutex: not recursive, may sleep in the kernel; spins a little first.  Zero-initialised = unlocked; owns nothing, so
- * its memory may simply be freed once unlocked. ---- */
+/* ---- Mutex: not recursive, may sleep in the kernel; spins a little first.  Zero-initialised = unlocked; owns nothing,
+ * so its memory may simply be freed once unlocked. ---- */
 typedef struct Mutex {
     uint32_t key; /* 0 unlocked, 1 locked, 2 locked and somebody may sleep on it */
 } Mutex;
@@ -81,7 +81,8 @@ mutex_unlock(Mutex *mu)
         mutex_unlock_slow(mu);
 }
 
-/* ---- Note: a one-shot event.  One thread sleeps, one wakes it (once: a second wakeup throws), note_clear before reuse.
+/* ---- Note: a one-shot event.  One thread sleeps, one wakes it (once: a second wakeup throws), note_clear before
+ * reuse.
  * Zero-initialised = cleared.  Go: runtime.note ---- */
 typedef struct Note {
     uint32_t key; /* 0 cleared, 1 woken, 2 cleared and a thread sleeps on it */
@@ -93,7 +94,7 @@ bool note_sleep(Note *n, int64_t timeout_ns);
 void note_free(Note *n); /* nothing to free today; the end of its life, for what may come */
 
 /* ---- what lock.c stands on.  Go: runtime.futexsleep, futexwakeup ---- */
-/* Sleeps while *addr == val, until woken or until timeout_ns has passed (negative: for ever).  May also return early. */
+/* Sleeps while *addr == val, until woken or until timeout_ns (negative: for ever) has passed.  May also return early. */
 void futexsleep(uint32_t *addr, uint32_t val, int64_t timeout_ns);
 /* Wakes one thread that sleeps on addr.  Looks at the address only: the memory may be gone already. */
 void futexwakeup(uint32_t *addr);

@@ -108,7 +108,7 @@ sys_reserve(size_t bytes)
     if (p == MAP_FAILED)
         return NULL;
 #if defined(MADV_NOHUGEPAGE)
-    /* A huge page would make 2 MiB resident for each goroutine's first touch.  Refused where huge pages do not exist. */
+    /* A huge page would make 2 MiB resident for each goroutine's first touch.  Refused where there are none. */
     (void)madvise(p, bytes, MADV_NOHUGEPAGE);
 #endif
     return p;
@@ -117,7 +117,7 @@ sys_reserve(size_t bytes)
 void
 sys_release(void *addr, size_t bytes)
 {
-    /* Fails only when the hole would split a map and the map count is used up: then the address space stays reserved. */
+    /* Fails only when the hole would split a map and the map count is used up: then it stays reserved. */
     (void)munmap(addr, bytes);
 }
 
@@ -134,8 +134,8 @@ sys_discard(void *addr, size_t bytes)
 }
 
 #if defined(__linux__)
-/* Whether MADV_GUARD_INSTALL works.  The kernel itself touches the page, so a guard shows as EFAULT and no signal handler is
- * needed: qemu-user accepts the advice and ignores it, old kernels and gVisor refuse it. */
+/* Whether MADV_GUARD_INSTALL works.  The kernel itself touches the page, so a guard shows as EFAULT and no signal
+ * handler is needed: qemu-user accepts the advice and ignores it, old kernels and gVisor refuse it. */
 static bool
 probe_madvise_guard(void)
 {
@@ -382,38 +382,54 @@ sys_sigstack_free(void *sigstack)
     sys_release(sigstack, SIGSTACK_BYTES);
 }
 
-/* Two keys, so that a registration allocates nothing of its own: the function is the value of the one with a destructor, the
- * argument that of the one without, which pthread leaves alone while destructors run. */
+/* On the heap: other systems free a thread's TLS before, or glibc clears a second key's value before our
+ * destructor runs. */
+typedef struct ThreadExit {
+    void (*fn)(void *);
+    void *arg;
+} ThreadExit;
+
 static pthread_once_t exit_once = PTHREAD_ONCE_INIT;
-static pthread_key_t exit_fn, exit_arg;
+static pthread_key_t exit_key;
 
 static void
-exit_run(void *fn)
+exit_run(void *p)
 {
-    ((void (*)(void *))(uintptr_t)fn)(pthread_getspecific(exit_arg));
+    ThreadExit te = *(ThreadExit *)p;
+
+    free(p);
+    if (te.fn != NULL)
+        te.fn(te.arg);
 }
 
 static void
-exit_make_keys(void)
+exit_make_key(void)
 {
-    GMP_CHECK(pthread_key_create(&exit_arg, NULL) == 0);
-    GMP_CHECK(pthread_key_create(&exit_fn, exit_run) == 0);
+    GMP_CHECK(pthread_key_create(&exit_key, exit_run) == 0);
 }
 
 void
 sys_at_thread_exit(void (*fn)(void *), void *arg)
 {
-    pthread_once(&exit_once, exit_make_keys);
-    GMP_CHECK(pthread_setspecific(exit_arg, arg) == 0);
-    GMP_CHECK(pthread_setspecific(exit_fn, (void *)(uintptr_t)fn) == 0);
+    ThreadExit *te;
+
+    pthread_once(&exit_once, exit_make_key);
+    te = pthread_getspecific(exit_key);
+    if (te == NULL) {
+        te = malloc(sizeof(*te));
+        if (te == NULL || pthread_setspecific(exit_key, te) != 0)
+            gmp_throw("no memory to watch a thread's end");
+    }
+    te->fn = fn;
+    te->arg = arg;
 }
 
 int
 sys_thread_count(void)
 {
 #if defined(__linux__)
-    char text[1024], *p;
-    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    char text[4096], *p;
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC); /* not stat: qemu-user makes that up */
     ssize_t n;
 
     if (fd < 0)
@@ -423,10 +439,8 @@ sys_thread_count(void)
     if (n <= 0)
         return -1;
     text[n] = '\0';
-    p = strrchr(text, ')'); /* end of field 2, the name, which may contain anything; num_threads is field 20 */
-    for (int field = 2; p != NULL && field < 20; field++)
-        p = strchr(p + 1, ' ');
-    return p != NULL ? (int)strtol(p, NULL, 10) : -1;
+    p = strstr(text, "\nThreads:");
+    return p != NULL ? (int)strtol(p + 9, NULL, 10) : -1;
 #else
     return -1;
 #endif
