@@ -94,7 +94,7 @@ bool note_sleep(Note *n, int64_t timeout_ns);
 void note_free(Note *n); /* nothing to free today; the end of its life, for what may come */
 
 /* ---- what lock.c stands on.  Go: runtime.futexsleep, futexwakeup ---- */
-/* Sleeps while *addr == val, until woken or until timeout_ns (negative: for ever) has passed.  May also return early. */
+/* Sleeps while *addr == val, until woken or timeout_ns (negative: for ever) has passed.  May also return early. */
 void futexsleep(uint32_t *addr, uint32_t val, int64_t timeout_ns);
 /* Wakes one thread that sleeps on addr.  Looks at the address only: the memory may be gone already. */
 void futexwakeup(uint32_t *addr);
