@@ -140,7 +140,9 @@ def summary(results: Results) -> Iterator[str]:
     for delay, handler in HANDLERS.items():
         own = results[delay, most, "goroutines"]
         others = ", ".join(
-            f"{own.rate / results[delay, most, kind].rate:.2f}x {name}" for kind, name in KINDS.items() if kind != "goroutines"
+            f"{own.rate / results[delay, most, kind].rate:.2f}x {name}"
+            for kind, name in KINDS.items()
+            if kind != "goroutines"
         )
         yield f"{most:,} RPCs at once, handler {handler}: goroutines serve {others}, with {own.threads} threads."
     client = max(sample.client_cpu for sample in results.values() if sample.calls > 1000)
@@ -150,7 +152,7 @@ def summary(results: Results) -> Iterator[str]:
 def check() -> str | None:
     """Return what is missing for the demo."""
     try:
-        import gmp  # noqa: F401
+        import gmp
     except ImportError as error:
         return f"gmp cannot be imported ({error}); run make demo, which builds it"
     try:

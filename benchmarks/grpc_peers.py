@@ -1,7 +1,7 @@
 """The Greeter on goroutines and on its peers: each a server in a process of its own, which ends when its standard input does.
 
-    with Peer("goroutines", delay=0.05) as peer:
-        sample = peer.measure(concurrency=1000, warm_up=0.3, seconds=1)
+with Peer("goroutines", delay=0.05) as peer:
+    sample = peer.measure(concurrency=1000, warm_up=0.3, seconds=1)
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -110,7 +112,8 @@ class Peer:
 
     def cpu(self) -> float:
         """Processor time that the server has used, in seconds."""
-        return time.clock_gettime((~self.process.pid << 3) | 2)  # the CPU clock of another process, see clock_getcpuclockid(3)
+        clock = (~self.process.pid << 3) | 2  # another process's CPU clock: what clock_getcpuclockid(3) computes
+        return time.clock_gettime(clock)
 
     def status(self) -> tuple[int, int]:
         """Threads and resident bytes of the server now."""
@@ -142,9 +145,7 @@ class Peer:
         load = json.loads(output)
         cpu = self.cpu() - cpu
         cpu_calls = load["calls"] * (warm_up + seconds) / load["seconds"]
-        return Sample(
-            load["calls"], load["seconds"], load["latencies"], load["stuck"], cpu, cpu_calls, threads, rss, load["client_cpu"]
-        )
+        return Sample(cpu=cpu, cpu_calls=cpu_calls, threads=threads, rss=rss, **load)
 
 
 # -- the server's process ----------------------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "grpc":
         raise
-    raise ImportError("gmp.grpc needs grpcio, which is not installed: pip install gmp-runtime[grpc]", name="grpc") from None
+    raise ImportError(
+        "gmp.grpc needs grpcio, which is not installed: pip install gmp-runtime[grpc]", name="grpc"
+    ) from None
 
 from gmp.grpc import _compat
 

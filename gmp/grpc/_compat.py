@@ -217,7 +217,9 @@ class _Goroutines:
             rpc.end()
         return rpc
 
-    def _run(self, rpc: _Started, run: Callable[..., object], code: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def _run(
+        self, rpc: _Started, run: Callable[..., object], code: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
         try:
             run(code, *args)
         except BaseException as error:  # grpcio has answered for every Exception; this is SystemExit and the like

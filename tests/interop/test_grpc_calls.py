@@ -16,8 +16,9 @@ import threading
 import time
 from concurrent import futures
 
-import gmp
 import pytest
+
+import gmp
 
 grpc = pytest.importorskip("grpc")
 
@@ -132,7 +133,8 @@ def test_aio_client_every_kind():
     async def main(target):
         async with grpc.aio.insecure_channel(target) as channel:
             assert await channel.unary_unary(path("UU"))(b"abc", timeout=LONG) == b"cba"
-            assert [r async for r in channel.unary_stream(path("US"))(b"\x05", timeout=LONG)] == [bytes([i]) for i in range(5)]
+            replies = [r async for r in channel.unary_stream(path("US"))(b"\x05", timeout=LONG)]
+            assert replies == [bytes([i]) for i in range(5)]
 
             async def parts():
                 for i in range(20):
@@ -141,7 +143,8 @@ def test_aio_client_every_kind():
 
             joined = b"".join(b"%d," % i for i in range(20))
             assert await channel.stream_unary(path("SU"))(parts(), timeout=LONG) == joined
-            assert b"".join([r async for r in channel.stream_stream(path("SS"))(parts(), timeout=LONG)]) == joined.replace(b",", b",!")
+            replies = [r async for r in channel.stream_stream(path("SS"))(parts(), timeout=LONG)]
+            assert b"".join(replies) == joined.replace(b",", b",!")
             # many at once
             calls = [channel.unary_unary(path("UU"))(b"%d" % i, timeout=LONG) for i in range(200)]
             assert [await call for call in calls] == [(b"%d" % i)[::-1] for i in range(200)]
@@ -199,7 +202,8 @@ def test_metadata_both_ways():
         return b""
 
     with serving(Call=uu(handler)) as (_, channel):
-        _, call = unary(channel).with_call(b"", metadata=(("key", "value"), ("blob-bin", bytes(range(256)))), timeout=LONG)
+        metadata = (("key", "value"), ("blob-bin", bytes(range(256))))
+        _, call = unary(channel).with_call(b"", metadata=metadata, timeout=LONG)
         assert dict(call.initial_metadata()) == {"first": "1", "first-bin": b"\x00\xff"}
         assert dict(call.trailing_metadata()) == {"last": "2", "last-bin": b"\x01\xfe"}
     assert seen["key"] == "value"
@@ -489,7 +493,8 @@ def test_interceptor_that_raises_and_one_that_parks():
             gmp.sleep(0.01)  # holds the server's lock
             return continuation(details)
 
-    with serving(Call=uu(lambda request, context: request), interceptors=(Odd(),), maximum_concurrent_rpcs=100) as (_, channel):
+    echo = uu(lambda request, context: request)
+    with serving(Call=echo, interceptors=(Odd(),), maximum_concurrent_rpcs=100) as (_, channel):
         with pytest.raises(grpc.RpcError) as caught:
             unary(channel)(b"", metadata=(("raise", "1"),), timeout=LONG)
         assert caught.value.code() is grpc.StatusCode.UNKNOWN
@@ -631,7 +636,8 @@ def test_reflection_lists_services():
             reflection_pb2.ServerReflectionRequest(file_containing_symbol="helloworld.Greeter"),
         ]
         listed, described = stub.ServerReflectionInfo(iter(requests), timeout=LONG)
-        assert {s.name for s in listed.list_services_response.service} == {"helloworld.Greeter", reflection.SERVICE_NAME}
+        names = {s.name for s in listed.list_services_response.service}
+        assert names == {"helloworld.Greeter", reflection.SERVICE_NAME}
         assert b"SayHello" in described.file_descriptor_response.file_descriptor_proto[0]
     assert server.stop(None).wait(LONG)
 
@@ -646,7 +652,8 @@ def test_ordinary_servers_stay_ordinary():
         return type(context._state.condition).__module__.encode() + b" " + threading.current_thread().name.encode()
 
     pool = futures.ThreadPoolExecutor(2, thread_name_prefix="pool")
-    with serving(Call=uu(where)) as (_, ours), serving(Call=uu(where), make=lambda **kw: grpc.server(pool, **kw)) as (_, ordinary):
+    handlers = {"Call": uu(where)}
+    with serving(**handlers) as (_, ours), serving(make=lambda: grpc.server(pool), **handlers) as (_, ordinary):
         for _ in range(3):
             assert unary(ours)(b"", timeout=LONG).startswith(b"gmp.grpc._sync ")
             assert unary(ordinary)(b"", timeout=LONG).startswith(b"threading pool")
@@ -694,7 +701,8 @@ def test_many_kinds_at_once():
     seed = int(os.environ.get("GMP_SEED") or random.randrange(1 << 32))
     print(f"GMP_SEED={seed}")
     rng = random.Random(seed)
-    with serving(**every_kind(), interceptors=(Interceptor("one", []),), maximum_concurrent_rpcs=10_000) as (_, channel):
+    options = {"interceptors": (Interceptor("one", []),), "maximum_concurrent_rpcs": 10_000}
+    with serving(**every_kind(), **options) as (_, channel):
         calls = []
         for i in range(400):
             data = b"%d" % i
@@ -795,5 +803,6 @@ def test_grpcio_of_unknown_shape(change):
             print(error)
         """
     )
-    assert done.stdout.startswith(f"gmp.grpc cannot serve with the installed grpcio {grpc.__version__}: "), done.stdout + done.stderr
+    sentence = f"gmp.grpc cannot serve with the installed grpcio {grpc.__version__}: "
+    assert done.stdout.startswith(sentence), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
