@@ -9,6 +9,10 @@
 
 #include "base.h"
 
+/* CPython's internal headers bring <stdatomic.h> along in py_tstate.c. */
+#undef atomic_load
+#undef atomic_store
+
 #define atomic_load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define atomic_load_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define atomic_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)

@@ -65,9 +65,15 @@ note_wakeup(Note *n)
         gmp_throw("note woken twice");
 }
 
-/* Go: runtime.notetsleep */
 bool
 note_sleep(Note *n, int64_t timeout_ns)
+{
+    return note_sleep_intr(n, timeout_ns, NULL, NULL);
+}
+
+/* Go: runtime.notetsleep */
+bool
+note_sleep_intr(Note *n, int64_t timeout_ns, void (*awake)(void *), void *arg)
 {
     int64_t deadline = 0, left = -1;
 
@@ -88,6 +94,8 @@ note_sleep(Note *n, int64_t timeout_ns)
         futexsleep(&n->key, 2, left);
         if (atomic_load_acquire(&n->key) != 2) /* pairs with the exchange in note_wakeup */
             return true;
+        if (awake != NULL)
+            awake(arg);
         if (timeout_ns > 0) {
             left = deadline - nanotime();
             if (left <= 0)

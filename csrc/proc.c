@@ -891,6 +891,12 @@ work_left(Sched *sched)
     return false;
 }
 
+static void
+disturbed(void *sched)
+{
+    ((Sched *)sched)->cls->poll_signals();
+}
+
 /* Sleeps until someone hands over a P or a goroutine, or the next timer is due.  The M has no P.  Go: runtime.stopm */
 static void
 stopm(M *mp)
@@ -920,7 +926,13 @@ stopm(M *mp)
         if (again > 0)
             timeout = again;
     }
-    bool woken = note_sleep(&mp->park, timeout);
+    bool woken;
+    if (mp->thread_g != NULL && mp->thread_g->interruptible && sched->cls->poll_signals != NULL && !sched->stopping) {
+        sched->cls->poll_signals();
+        woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
+    } else {
+        woken = note_sleep(&mp->park, timeout);
+    }
     mutex_lock(&sched->lock);
     if (!woken && !mp->idle) {
         /* Someone took this M off the list as the time ran out; the wake-up is on its way. */

@@ -51,6 +51,8 @@ typedef struct Class {
     /* All Ms of the set are idle, nothing is runnable, no timer is set: a deadlock, unless someone unknown to the core can
      * wake a goroutine.  No lock is held.  Returns 0, or the ns after which to ask again. */
     int64_t (*idle)(Sched *sched);
+    /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
+    void (*poll_signals)(void);
 } Class;
 
 /* ---- Timer ---- */

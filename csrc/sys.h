@@ -91,6 +91,8 @@ void note_clear(Note *n);
 void note_wakeup(Note *n);
 /* Returns true when woken, false when timeout_ns passed first.  Negative timeout: for ever. */
 bool note_sleep(Note *n, int64_t timeout_ns);
+/* The same; whenever the sleep ends without a wake-up (a signal was handled), calls awake(arg), which may wake n. */
+bool note_sleep_intr(Note *n, int64_t timeout_ns, void (*awake)(void *), void *arg);
 void note_free(Note *n); /* nothing to free today; the end of its life, for what may come */
 
 /* ---- what lock.c stands on.  Go: runtime.futexsleep, futexwakeup ---- */

@@ -102,9 +102,14 @@ sysmon(void *arg)
         for (int s = 0; s < SETS; s++)
             for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
                 did |= retake(scheds[s].allp[i], now, &detached);
-        for (int s = 0; s < SETS; s++)
+        for (int s = 0; s < SETS; s++) {
+            if (scheds[s].np == 0)
+                continue;
             if (atomic_load(&scheds[s].npidle) != 0)
                 did |= start_for_timers(&scheds[s], now);
+            if (scheds[s].cls->poll_signals != NULL)
+                scheds[s].cls->poll_signals();
+        }
         if (did) {
             quiet = 0;
             delay = MIN_DELAY_US;

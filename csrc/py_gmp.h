@@ -1,0 +1,131 @@
+/* py_gmp.h: the CPython glue: a python goroutine is a G and a PyThreadState.
+ *
+ *   py_tstate.c     the only file that touches private fields of CPython
+ *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
+ *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
+ *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup
+ *   py_runtime.c    statistics, listing goroutines  py_module.c the module
+ *
+ * All of it runs with the GIL, but for the hooks of the Class (Class.resume, detached, idle): each says so.
+ */
+#ifndef PY_GMP_H
+#define PY_GMP_H
+
+#ifndef PY_SSIZE_T_CLEAN
+#define PY_SSIZE_T_CLEAN
+#endif
+#include <Python.h>
+
+#include "chan.h"
+
+typedef struct Goroutine Goroutine;
+
+#define PYG_ARGS 5 /* arguments kept in the G itself; more go to a tuple */
+
+/* A python goroutine, at the top of its slot; or the stand-in of an adopted thread (g.stack_lo == NULL). */
+typedef struct PyG {
+    G g;                   /* first */
+    PyThreadState *ts;     /* its own for ever; an adopted thread's: current at its last scheduling point */
+    Goroutine *handle;     /* owned while it runs */
+    PyObject *fn;          /* owned while it runs, as are the arguments */
+    PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
+    PyObject *argtuple;    /* all arguments, when there are more than PYG_ARGS */
+    PyObject *kwnames;     /* names of the last of args */
+    PyObject *context;     /* moved to ts when it starts */
+    PyObject *created_code; /* where go() was called */
+    int created_lasti;
+    int nargs;             /* positional ones and values of keywords */
+    Mutex joinlock;
+    WaitQ joiners;
+} PyG;
+
+/* Bytes between the G and the C stack that hold the first Python frames. */
+#define PY_FRAMES_SIZE 1024
+
+#define SCHED (&scheds[SET_PYTHON])
+
+/* ---- py_tstate.c ---- */
+int tstate_init(void);   /* checks that this interpreter is the one that was compiled for; ImportError */
+int tstate_new(PyG *pg); /* pg->ts and its first frame chunk; GMP_E... */
+/* from's C stack is saved, this thread is to go on as `to`. */
+void tstate_swap(PyG *from, PyG *to, M *mp);
+void tstate_attach(PyG *to, M *mp); /* takes the GIL */
+void tstate_detach(PyG *from);      /* lets go of the GIL */
+bool tstate_detached(PyG *pg);      /* any thread, no GIL */
+void tstate_begin(PyG *pg);         /* the goroutine's first act: context, recursion limits */
+int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */
+bool tstate_is_main_thread(void);
+void tstate_scrub(void);            /* its last: nothing of it may be visible to the next one; may run Python code */
+bool tstate_signal_pending(void);   /* any thread, no GIL: a signal waits for the main goroutine */
+void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
+void tstate_forget(void);           /* before the interpreter is finalised: take back what CPython would free */
+void tstate_afterfork_child(PyG *self);
+void tstate_main_goroutine(bool on); /* this is the main thread: may what runs on it handle signals? */
+
+/* ---- py_goroutine.c ---- */
+struct Goroutine {
+    PyObject_HEAD
+    uint64_t id;
+    union {
+        PyG *pg;          /* while it runs */
+        PyObject *result; /* returned: the value */
+        struct Failure *failure; /* raised */
+    } u;
+    PyObject *name;       /* when done, if somebody still held it then */
+    uint8_t state;        /* GoroutineState */
+};
+typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
+
+typedef struct Failure {
+    PyObject *exc;
+    PyObject *created; /* str or NULL */
+    bool collected;    /* reported, or raised by result() or join() */
+    Goroutine *owner;
+    struct Failure *next, *prev;
+} Failure;
+
+extern PyTypeObject Goroutine_Type;
+extern PyG *py_main; /* the main thread's goroutine, once it was adopted */
+extern bool py_stopped;
+int goroutine_init(PyObject *module);
+/* The calling goroutine; a thread of other origin is adopted.  NULL with an exception. */
+G *py_self_slow(void);
+static inline G *
+py_self(void)
+{
+    M *mp = getm();
+    if (GMP_LIKELY(mp != NULL && mp->curg->stack_lo != NULL))
+        return mp->curg;
+    return py_self_slow();
+}
+PyObject *py_goroutine_name(PyG *pg);        /* new reference, str */
+PyObject *py_goroutine_created(PyG *pg);     /* "pkg.f at file.py:12", or NULL without an exception */
+void py_report_failures(void);               /* those that nobody collected, at exit */
+void py_stop(void);                          /* the interpreter shuts down */
+void py_afterfork_child(void);
+
+/* ---- py_wait.c ---- */
+/* None -> -1 (for ever); seconds -> ns.  Negative on error, with an exception naming `what`. */
+int py_timeout(PyObject *o, const char *what, int64_t *ns);
+/* The argument of f(timeout=None): borrowed, None when it was not given; NULL with an exception. */
+PyObject *py_timeout_arg(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *what);
+typedef struct PyWait {
+    int64_t timeout;  /* what is left, ns; negative for ever */
+    int64_t deadline; /* 0: not yet known */
+} PyWait;
+/* Before a call that may park.  Adopts the thread.  0, or -1 with an exception. */
+int py_wait_begin(PyWait *w);
+/* A wait came back with code < 0.  1: not its own doing (a signal was handled), wait again; 0: the caller's to report. */
+int py_wait_again(PyWait *w, int code);
+/* Sets the exception for a code.  what: "Chan.recv()". */
+void py_raise_code(int code, const char *what, PyWait *w);
+int wait_init(PyObject *module);
+int64_t py_idle(Sched *sched);
+
+/* ---- others ---- */
+int chan_module_init(PyObject *module);
+int sync_module_init(PyObject *module);
+extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[];
+extern PyObject *ChanClosed, *DeadlockError;
+
+#endif

@@ -1,0 +1,916 @@
+/* py_goroutine.c: python goroutines: go(), the Goroutine handle, and threads that become Ms.
+ *
+ * Life of a goroutine
+ *   1. go() makes a handle, takes the function, its arguments, a copy of the context and the place of the call, and hands
+ *      them to newproc.  Everything that can fail comes before newproc.
+ *   2. pyg_entry, on the goroutine's stack and attached to its thread state, calls the function and stores the outcome in
+ *      the handle, wakes those who join, reports an exception that nobody can collect any more, scrubs the thread state and
+ *      ends.  G, stack and thread state are reused together.
+ * A failure is collected by result() or join(), which raise it; reported when it happens and nobody holds the handle;
+ * reported when the handle goes; or reported at exit: once, whichever comes first.
+ */
+#include "py_gmp.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+
+PyG *py_main;
+bool py_stopped;
+
+static Failure failures = {.next = &failures, .prev = &failures}; /* uncollected ones */
+static PyObject *excepthook;   /* gmp._excepthook.report: called with (exc, id, name, created) */
+static PyObject *trace_key, *profile_key, *settrace_fn, *setprofile_fn, *threading_dict;
+
+/* ---- names and places ---- */
+
+PyObject *
+py_goroutine_name(PyG *pg)
+{
+    if (pg->fn == NULL)
+        return PyUnicode_FromString("");
+    PyObject *module = PyObject_GetAttrString(pg->fn, "__module__");
+    if (module == NULL)
+        PyErr_Clear();
+    PyObject *name = PyObject_GetAttrString(pg->fn, "__qualname__");
+    if (name == NULL) {
+        PyErr_Clear();
+        name = PyUnicode_FromString(Py_TYPE(pg->fn)->tp_name);
+    }
+    PyObject *full = NULL;
+    if (name != NULL)
+        full = module != NULL && PyUnicode_Check(module) ? PyUnicode_FromFormat("%U.%U", module, name) : Py_NewRef(name);
+    Py_XDECREF(module);
+    Py_XDECREF(name);
+    return full;
+}
+
+PyObject *
+py_goroutine_created(PyG *pg)
+{
+    if (pg->created_code == NULL)
+        return NULL;
+    PyCodeObject *code = (PyCodeObject *)pg->created_code;
+    return PyUnicode_FromFormat("%U at %U:%d", code->co_qualname, code->co_filename,
+                                PyCode_Addr2Line(code, pg->created_lasti));
+}
+
+/* ---- failures ---- */
+
+static void
+failure_unlink(Failure *f)
+{
+    if (f->next == NULL)
+        return;
+    f->next->prev = f->prev;
+    f->prev->next = f->next;
+    f->next = f->prev = NULL;
+}
+
+static void
+failure_free(Failure *f)
+{
+    failure_unlink(f);
+    Py_XDECREF(f->exc);
+    Py_XDECREF(f->created);
+    PyMem_Free(f);
+}
+
+/* Calls the hook, once per failure.  Keeps no exception. */
+static void
+failure_report(Failure *f, uint64_t id, PyObject *name)
+{
+    if (f->collected)
+        return;
+    f->collected = true;
+    failure_unlink(f);
+    if (PyErr_GivenExceptionMatches(f->exc, PyExc_SystemExit))
+        return; /* as in threading: a way to end quietly */
+    PyObject *r = NULL;
+    if (excepthook != NULL)
+        r = PyObject_CallFunction(excepthook, "OKOO", f->exc, (unsigned long long)id, name ? name : Py_None,
+                                  f->created ? f->created : Py_None);
+    if (r == NULL)
+        PyErr_WriteUnraisable(f->exc);
+    Py_XDECREF(r);
+}
+
+void
+py_report_failures(void)
+{
+    while (failures.next != &failures) {
+        Failure *f = failures.next;
+        Goroutine *h = (Goroutine *)Py_NewRef((PyObject *)f->owner);
+        failure_report(f, h->id, h->name);
+        failure_unlink(f);
+        Py_DECREF(h);
+    }
+}
+
+/* ---- the goroutine's own code ---- */
+
+#if PY_VERSION_HEX < 0x030C0000
+/* 3.11 has no dict watchers, but a version tag. */
+static uint64_t hooks_seen;
+static bool
+hooks_changed(void)
+{
+    uint64_t tag = ((PyDictObject *)threading_dict)->ma_version_tag;
+    bool changed = tag != hooks_seen;
+    hooks_seen = tag;
+    return changed;
+}
+#else
+static bool hooks_dirty = true;
+static int
+hooks_watcher(PyDict_WatchEvent event, PyObject *dict, PyObject *key, PyObject *value)
+{
+    (void)event, (void)dict, (void)key, (void)value;
+    hooks_dirty = true;
+    return 0;
+}
+static bool
+hooks_changed(void)
+{
+    bool changed = hooks_dirty;
+    hooks_dirty = false;
+    return changed;
+}
+#endif
+
+static bool trace_set, profile_set;
+
+/* threading.settrace and setprofile apply to goroutines as to threads. */
+static void
+start_tracing(void)
+{
+    if (hooks_changed()) {
+        PyObject *hook = PyDict_GetItemWithError(threading_dict, trace_key);
+        trace_set = hook != NULL && hook != Py_None;
+        hook = PyDict_GetItemWithError(threading_dict, profile_key);
+        profile_set = hook != NULL && hook != Py_None;
+        PyErr_Clear();
+    }
+    if (GMP_LIKELY(!trace_set && !profile_set))
+        return;
+    for (int i = 0; i < 2; i++) {
+        PyObject *hook = PyDict_GetItemWithError(threading_dict, i == 0 ? profile_key : trace_key);
+        if (hook == NULL || hook == Py_None)
+            continue;
+        PyObject *r = PyObject_CallOneArg(i == 0 ? setprofile_fn : settrace_fn, hook);
+        if (r == NULL)
+            PyErr_WriteUnraisable(hook);
+        Py_XDECREF(r);
+    }
+}
+
+static PyObject *
+call_function(PyG *pg)
+{
+    if (pg->argtuple != NULL) {
+        Py_ssize_t nkw = pg->kwnames != NULL ? PyTuple_GET_SIZE(pg->kwnames) : 0;
+        return PyObject_Vectorcall(pg->fn, &PyTuple_GET_ITEM(pg->argtuple, 0),
+                                   (size_t)(PyTuple_GET_SIZE(pg->argtuple) - nkw), pg->kwnames);
+    }
+    size_t nkw = pg->kwnames != NULL ? (size_t)PyTuple_GET_SIZE(pg->kwnames) : 0;
+    return PyObject_Vectorcall(pg->fn, pg->args + 1, ((size_t)pg->nargs - nkw) | PY_VECTORCALL_ARGUMENTS_OFFSET, pg->kwnames);
+}
+
+static void
+clear_call(PyG *pg)
+{
+    for (int i = 1; i <= pg->nargs && pg->argtuple == NULL; i++)
+        Py_CLEAR(pg->args[i]);
+    pg->nargs = 0;
+    Py_CLEAR(pg->argtuple);
+    Py_CLEAR(pg->kwnames);
+}
+
+static void
+wake_joiners(PyG *pg)
+{
+    mutex_lock(&pg->joinlock);
+    G *head = NULL, **tail = &head;
+    Sudog *sg;
+    while ((sg = waitq_pop(&pg->joiners)) != NULL) {
+        *tail = sg->g;
+        tail = &sg->g->link;
+    }
+    *tail = NULL;
+    mutex_unlock(&pg->joinlock);
+    while (head != NULL) {
+        G *gp = head;
+        head = gp->link;
+        goready(gp);
+    }
+}
+
+static PyObject *
+take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (tb != NULL)
+        PyException_SetTraceback(value, tb);
+    Py_XDECREF(type);
+    Py_XDECREF(tb);
+    return value;
+#endif
+}
+
+static void
+raise_exception(PyObject *exc) /* steals */
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(exc);
+#else
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(exc)), exc, PyException_GetTraceback(exc));
+#endif
+}
+
+/* The goroutine raised.  Called with the exception set. */
+static GMP_NOINLINE void
+finish_failed(PyG *pg, Goroutine *h)
+{
+    PyObject *exc = take_exception();
+    Failure *f = PyMem_Calloc(1, sizeof *f);
+    PyObject *name = py_goroutine_name(pg);
+    PyErr_Clear();
+    if (f == NULL || exc == NULL) {
+        PyErr_NoMemory();
+        PyErr_WriteUnraisable(exc);
+        PyErr_Clear();
+        Py_XDECREF(name);
+        Py_XDECREF(exc);
+        PyMem_Free(f);
+        h->u.result = Py_NewRef(Py_None);
+        h->state = GR_RETURNED;
+        return;
+    }
+    f->exc = exc;
+    f->created = py_goroutine_created(pg);
+    f->owner = h;
+    f->next = failures.next;
+    f->prev = &failures;
+    f->next->prev = f->prev->next = f;
+    PyErr_Clear();
+    h->u.failure = f;
+    Py_XSETREF(h->name, name);
+    h->state = GR_FAILED;
+    PyObject_GC_Track(h);
+}
+
+static void
+pyg_entry(G *gp)
+{
+    PyG *pg = (PyG *)gp;
+    tstate_begin(pg);
+    start_tracing();
+    PyObject *r = call_function(pg);
+    clear_call(pg);
+    Goroutine *h = pg->handle;
+    if (GMP_LIKELY(r != NULL)) {
+        h->u.result = r;
+        h->state = GR_RETURNED;
+        if (Py_REFCNT(h) > 1) {
+            h->name = py_goroutine_name(pg);
+            PyErr_Clear();
+            if (PyObject_IS_GC(r))
+                PyObject_GC_Track(h); /* only now can it be part of a cycle */
+        }
+    } else {
+        finish_failed(pg, h);
+    }
+    if (GMP_UNLIKELY(pg->joiners.first != NULL))
+        wake_joiners(pg);
+    if (GMP_UNLIKELY(h->state == GR_FAILED && Py_REFCNT(h) == 1))
+        failure_report(h->u.failure, h->id, h->name);
+    pg->handle = NULL;
+    Py_DECREF(h);
+    Py_CLEAR(pg->fn);
+    tstate_scrub();
+    Py_CLEAR(pg->created_code);
+    goexit();
+}
+
+/* ---- the handle ---- */
+
+/* Freed handles, because a spawn is mostly allocations.  GIL. */
+#define FREE_HANDLES 1024
+static Goroutine *free_handles;
+static int nfree_handles;
+
+static Goroutine *
+handle_new(void)
+{
+    Goroutine *h = free_handles;
+    if (GMP_LIKELY(h != NULL)) {
+        free_handles = (Goroutine *)h->u.pg;
+        nfree_handles--;
+        (void)PyObject_INIT((PyObject *)h, &Goroutine_Type);
+        return h;
+    }
+    return PyObject_GC_New(Goroutine, &Goroutine_Type);
+}
+
+static void
+handle_dealloc(PyObject *self)
+{
+    Goroutine *h = (Goroutine *)self;
+    if (PyObject_GC_IsTracked(self))
+        PyObject_GC_UnTrack(self);
+    if (h->state == GR_RETURNED) {
+        Py_CLEAR(h->u.result);
+    } else if (h->state == GR_FAILED) {
+        Failure *f = h->u.failure;
+        if (!f->collected) {
+#if PY_VERSION_HEX >= 0x030C0000
+            PyObject *saved = PyErr_GetRaisedException();
+            failure_report(f, h->id, h->name);
+            PyErr_SetRaisedException(saved);
+#else
+            PyObject *type, *value, *tb;
+            PyErr_Fetch(&type, &value, &tb);
+            failure_report(f, h->id, h->name);
+            PyErr_Restore(type, value, tb);
+#endif
+        }
+        failure_free(f);
+    }
+    Py_CLEAR(h->name);
+    if (nfree_handles < FREE_HANDLES) {
+        h->u.pg = (PyG *)free_handles;
+        free_handles = h;
+        nfree_handles++;
+    } else {
+        PyObject_GC_Del(self);
+    }
+}
+
+static int
+handle_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Goroutine *h = (Goroutine *)self;
+    if (h->state == GR_RETURNED)
+        Py_VISIT(h->u.result);
+    else if (h->state == GR_FAILED)
+        Py_VISIT(h->u.failure->exc);
+    return 0;
+}
+
+static int
+handle_clear(PyObject *self)
+{
+    Goroutine *h = (Goroutine *)self;
+    if (h->state == GR_RETURNED)
+        Py_SETREF(h->u.result, Py_NewRef(Py_None));
+    else if (h->state == GR_FAILED && h->u.failure->collected)
+        Py_SETREF(h->u.failure->exc, PyObject_CallNoArgs(PyExc_RuntimeError));
+    PyErr_Clear();
+    return 0;
+}
+
+static int
+wait_done(Goroutine *h, PyWait *w)
+{
+    while (h->state == GR_RUNNING) {
+        if (w->timeout == 0)
+            return GMP_ETIMEDOUT;
+        if (py_wait_begin(w) < 0)
+            return 1;
+        PyG *pg = h->u.pg;
+        if (getg() == &pg->g) {
+            PyErr_SetString(PyExc_RuntimeError, "a goroutine cannot join itself");
+            return 1;
+        }
+        mutex_lock(&pg->joinlock);
+        int code = waitq_park(&pg->joiners, &pg->joinlock, false, WAIT_JOIN, w->timeout);
+        if (code < 0 && h->state == GR_RUNNING) {
+            int again = py_wait_again(w, code);
+            if (again < 0)
+                return 1;
+            if (again == 0)
+                return code;
+        }
+    }
+    return GMP_OK;
+}
+
+/* The value, or its exception raised: a new reference. */
+static PyObject *
+handle_wait(Goroutine *h, PyObject *timeout, const char *what)
+{
+    PyWait w = {0};
+    if (py_timeout(timeout, what, &w.timeout) < 0)
+        return NULL;
+    int code = wait_done(h, &w);
+    if (code > 0)
+        return NULL;
+    if (code < 0) {
+        py_raise_code(code, what, &w);
+        return NULL;
+    }
+    if (h->state == GR_RETURNED)
+        return Py_NewRef(h->u.result);
+    Failure *f = h->u.failure;
+    f->collected = true;
+    failure_unlink(f);
+    raise_exception(Py_NewRef(f->exc));
+    return NULL;
+}
+
+PyObject *
+py_timeout_arg(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *what)
+{
+    Py_ssize_t nkw = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0;
+    if (nargs + nkw == 0)
+        return Py_None;
+    if (nargs + nkw > 1) {
+        PyErr_Format(PyExc_TypeError, "%s takes at most 1 argument (timeout), %zd were given", what, nargs + nkw);
+        return NULL;
+    }
+    if (nkw == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(kwnames, 0), "timeout") != 0) {
+        PyErr_Format(PyExc_TypeError, "%s has no argument %R, only timeout", what, PyTuple_GET_ITEM(kwnames, 0));
+        return NULL;
+    }
+    return args[0];
+}
+
+static PyObject *
+handle_join(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *timeout = py_timeout_arg(args, nargs, kwnames, "Goroutine.join()");
+    if (timeout == NULL)
+        return NULL;
+    PyObject *r = handle_wait((Goroutine *)self, timeout, "Goroutine.join()");
+    if (r == NULL)
+        return NULL;
+    Py_DECREF(r);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+handle_result(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *timeout = py_timeout_arg(args, nargs, kwnames, "Goroutine.result()");
+    return timeout == NULL ? NULL : handle_wait((Goroutine *)self, timeout, "Goroutine.result()");
+}
+
+static PyObject *
+handle_get_id(PyObject *self, void *closure)
+{
+    return PyLong_FromUnsignedLongLong(((Goroutine *)self)->id);
+}
+
+static PyObject *
+handle_get_name(PyObject *self, void *closure)
+{
+    Goroutine *h = (Goroutine *)self;
+    if (h->state == GR_RUNNING)
+        return py_goroutine_name(h->u.pg);
+    return h->name != NULL ? Py_NewRef(h->name) : PyUnicode_FromString("");
+}
+
+static PyObject *
+handle_get_done(PyObject *self, void *closure)
+{
+    return PyBool_FromLong(((Goroutine *)self)->state != GR_RUNNING);
+}
+
+static PyObject *
+handle_repr(PyObject *self)
+{
+    static const char *const states[] = {"running", "returned", "failed"};
+    Goroutine *h = (Goroutine *)self;
+    PyObject *name = handle_get_name(self, NULL);
+    if (name == NULL)
+        return NULL;
+    PyObject *r =
+        PyUnicode_FromFormat("<gmp.Goroutine %llu %U %s>", (unsigned long long)h->id, name, states[h->state]);
+    Py_DECREF(name);
+    return r;
+}
+
+static PyGetSetDef handle_getset[] = {
+    {"id", handle_get_id, NULL, PyDoc_STR("The goroutine's number, an int; never reused."), NULL},
+    {"name", handle_get_name, NULL, PyDoc_STR("module.qualname of the function it was started with."), NULL},
+    {"done", handle_get_done, NULL, PyDoc_STR("True when the function has returned or raised."), NULL},
+    {0},
+};
+static PyMethodDef handle_methods[] = {
+    {"join", (PyCFunction)(void (*)(void))handle_join, METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("join($self, /, timeout=None)\n--\n\nWait until the goroutine has ended.\n\n"
+               "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised, which then counts as\n"
+               "collected and is not reported; TimeoutError when the time is up.")},
+    {"result", (PyCFunction)(void (*)(void))handle_result, METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("result($self, /, timeout=None)\n--\n\nWait for the goroutine and return what its function returned.\n\n"
+               "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised; TimeoutError when the\n"
+               "time is up.")},
+    {0},
+};
+PyTypeObject Goroutine_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gmp.Goroutine",
+    .tp_doc = PyDoc_STR("A goroutine that was started by gmp.go(); Go has no such handle."),
+    .tp_basicsize = sizeof(Goroutine),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = handle_dealloc,
+    .tp_traverse = handle_traverse,
+    .tp_clear = handle_clear,
+    .tp_repr = handle_repr,
+    .tp_methods = handle_methods,
+    .tp_getset = handle_getset,
+};
+
+/* ---- go ---- */
+
+typedef struct Spawn {
+    Goroutine *h;
+    PyObject *fn, *argtuple, *kwnames, *context, *code;
+    PyObject *const *args;
+    int nargs, lasti;
+} Spawn;
+
+static void
+fill(G *gp, void *arg)
+{
+    PyG *pg = (PyG *)gp;
+    Spawn *sp = arg;
+    pg->handle = sp->h;
+    pg->fn = sp->fn;
+    pg->argtuple = sp->argtuple;
+    pg->kwnames = sp->kwnames;
+    pg->context = sp->context;
+    pg->created_code = sp->code;
+    pg->created_lasti = sp->lasti;
+    pg->nargs = sp->nargs;
+    for (int i = 0; i < sp->nargs; i++)
+        pg->args[i + 1] = sp->args[i];
+    sp->h->u.pg = pg;
+    sp->h->id = gp->goid;
+}
+
+static PyObject *
+py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    if (nargs < 1) {
+        PyErr_SetString(PyExc_TypeError, "go() needs a function as its first argument: gmp.go(fn, *args)");
+        return NULL;
+    }
+    PyObject *fn = args[0];
+    if (!PyCallable_Check(fn)) {
+        PyErr_Format(PyExc_TypeError, "go() argument 1 must be a function or another callable, not %.200s%s",
+                     Py_TYPE(fn)->tp_name, fn == Py_None ? " (pass the function itself, not the result of calling it)" : "");
+        return NULL;
+    }
+    if (GMP_UNLIKELY(py_stopped)) {
+        PyErr_SetString(PyExc_RuntimeError, "go(): the interpreter is shutting down, no goroutine can be started");
+        return NULL;
+    }
+    Py_ssize_t nkw = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0;
+    Py_ssize_t total = nargs - 1 + nkw;
+    Spawn sp = {.fn = fn, .args = args + 1, .kwnames = kwnames};
+    if (total > PYG_ARGS) {
+        sp.argtuple = PyTuple_New(total);
+        if (sp.argtuple == NULL)
+            return NULL;
+        for (Py_ssize_t i = 0; i < total; i++)
+            PyTuple_SET_ITEM(sp.argtuple, i, Py_NewRef(args[i + 1]));
+    } else {
+        sp.nargs = (int)total;
+        for (int i = 0; i < sp.nargs; i++)
+            Py_INCREF(sp.args[i]);
+    }
+    Py_INCREF(fn);
+    Py_XINCREF(kwnames);
+    sp.h = handle_new();
+    if (sp.h != NULL && tstate_context(&sp.context) == 0) {
+        sp.h->u.pg = NULL;
+        sp.h->name = NULL;
+        sp.h->state = GR_RUNNING;
+        tstate_where(&sp.code, &sp.lasti);
+        Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
+        if (GMP_LIKELY(newproc(SCHED, pyg_entry, fill, &sp) != 0))
+            return (PyObject *)sp.h;
+        PyErr_SetString(PyExc_MemoryError,
+                        "go(): memory for another goroutine was refused (256 KiB of address space and one page each; see "
+                        "RLIMIT_AS and vm.overcommit_memory)");
+        Py_DECREF(sp.h);
+    }
+    if (sp.h != NULL) {
+        sp.h->state = GR_RETURNED;
+        sp.h->u.result = Py_NewRef(Py_None);
+        sp.h->name = NULL;
+        Py_DECREF(sp.h);
+    }
+    Py_XDECREF(sp.context);
+    Py_XDECREF(sp.code);
+    for (int i = 0; i < sp.nargs; i++)
+        Py_DECREF(sp.args[i]);
+    Py_XDECREF(sp.argtuple);
+    Py_DECREF(fn);
+    Py_XDECREF(kwnames);
+    return NULL;
+}
+
+static PyObject *
+py_gosched(PyObject *module, PyObject *unused)
+{
+    if (py_self() == NULL)
+        return NULL;
+    if (GMP_LIKELY(!py_stopped))
+        gosched();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+py_sleep(PyObject *module, PyObject *arg)
+{
+    PyWait w = {0};
+    if (arg == Py_None) {
+        PyErr_SetString(PyExc_TypeError, "sleep() argument must be a number of seconds, not None");
+        return NULL;
+    }
+    if (py_timeout(arg, "sleep()", &w.timeout) < 0)
+        return NULL;
+    if (w.timeout == 0)
+        return py_gosched(module, NULL);
+    for (;;) {
+        if (py_wait_begin(&w) < 0)
+            return NULL;
+        int code = gosleep(w.timeout);
+        if (GMP_LIKELY(code == GMP_OK))
+            Py_RETURN_NONE;
+        int again = py_wait_again(&w, code);
+        if (again == 0)
+            py_raise_code(code, "sleep()", &w);
+        if (again <= 0)
+            return NULL;
+    }
+}
+
+/* ---- threads of other origin ---- */
+
+static void
+thread_ended(void *arg)
+{
+    M *mp = arg;
+    PyG *pg = (PyG *)mp->thread_g;
+    disown_thread(mp);
+    if (pg != py_main)
+        free(pg);
+}
+
+G *
+py_self_slow(void)
+{
+    M *mp = getm();
+    PyG *pg;
+    if (mp == NULL) {
+        pg = calloc(1, sizeof *pg);
+        if (pg == NULL || (pg->g.cls = SCHED->cls, mp = adopt_thread(SCHED, &pg->g)) == NULL) {
+            free(pg);
+            PyErr_SetString(PyExc_MemoryError, "gmp: memory for the calling thread's scheduler stack was refused");
+            return NULL;
+        }
+        sys_at_thread_exit(thread_ended, mp);
+        if (py_main == NULL && tstate_is_main_thread()) {
+            pg->g.interruptible = true;
+            py_main = pg;
+        }
+    } else {
+        pg = (PyG *)mp->curg;
+    }
+    pg->ts = PyThreadState_Get(); /* it may have another one than last time: PyGILState_Ensure makes and drops them */
+    return &pg->g;
+}
+
+/* ---- the class ---- */
+
+static void
+cls_swap(G *from, G *to)
+{
+    tstate_swap((PyG *)from, (PyG *)to, to->m);
+}
+
+static void
+cls_resume(G *gp)
+{
+    tstate_attach((PyG *)gp, gp->m);
+}
+
+static void
+cls_suspend(G *gp)
+{
+    tstate_detach((PyG *)gp);
+}
+
+static int
+cls_create(G *gp)
+{
+    return tstate_new((PyG *)gp);
+}
+
+static bool
+cls_detached(G *gp)
+{
+    return tstate_detached((PyG *)gp);
+}
+
+static void
+cls_poll_signals(void)
+{
+    if (py_main != NULL && tstate_signal_pending())
+        goready_interrupt(&py_main->g, GMP_EINTR);
+}
+
+static const Class python_class = {
+    .name = "python",
+    .g_size = sizeof(PyG),
+    .top_reserve = PY_FRAMES_SIZE,
+    .stack = STACK_PYTHON,
+    .swap = cls_swap,
+    .resume = cls_resume,
+    .suspend = cls_suspend,
+    .create = cls_create,
+    .detached = cls_detached,
+    .poll_signals = cls_poll_signals,
+    .idle = py_idle,
+};
+
+/* ---- a stack overflow in C code ---- */
+
+static struct sigaction old_segv, old_bus;
+
+static void
+on_fault(int sig, siginfo_t *info, void *context)
+{
+    StackClass cls;
+    void *lo;
+    bool guard;
+    if (stack_find(info->si_addr, &cls, &lo, &guard) && guard && cls == STACK_PYTHON) {
+        PyG *pg = (PyG *)((char *)lo + stack_class_size(cls) - sizeof(PyG));
+        char msg[400];
+        PyObject *fn = pg->fn;
+        /* Only plain reads: the interpreter's state may be anything. */
+        const char *name = "?";
+        if (fn != NULL && PyFunction_Check(fn)) {
+            PyObject *q = ((PyFunctionObject *)fn)->func_qualname;
+            if (q != NULL && PyUnicode_IS_COMPACT_ASCII(q))
+                name = (const char *)PyUnicode_DATA(q);
+        } else if (fn != NULL) {
+            name = Py_TYPE(fn)->tp_name;
+        }
+        int n = snprintf(msg, sizeof msg,
+                         "fatal error: gmp: stack overflow in goroutine %llu (%.200s): C code used more than its %zu KiB; "
+                         "run it on a thread, or recurse less\n",
+                         (unsigned long long)pg->g.goid, name, stack_class_size(cls) / 1024);
+        ssize_t ignored = write(2, msg, (size_t)n);
+        (void)ignored;
+    }
+    /* On to whoever handled it before (faulthandler), or to the default action when the instruction faults again. */
+    struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
+    if ((old->sa_flags & SA_SIGINFO) != 0 && old->sa_sigaction != NULL) {
+        old->sa_sigaction(sig, info, context);
+    } else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
+        old->sa_handler(sig);
+    } else {
+        signal(sig, SIG_DFL);
+    }
+}
+
+static void
+install_fault_handler(void)
+{
+    struct sigaction sa = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGSEGV, &sa, &old_segv);
+    sigaction(SIGBUS, &sa, &old_bus);
+}
+
+/* ---- start and end ---- */
+
+static PyObject *
+py_set_excepthook(PyObject *module, PyObject *arg)
+{
+    Py_XSETREF(excepthook, Py_NewRef(arg));
+    Py_RETURN_NONE;
+}
+
+void
+py_stop(void)
+{
+    if (py_stopped)
+        return;
+    py_report_failures();
+    py_stopped = true;
+    sched_stop(SCHED);
+    tstate_forget();
+}
+
+static PyObject *
+py_stop_method(PyObject *module, PyObject *unused)
+{
+    py_stop();
+    Py_RETURN_NONE;
+}
+
+/* fork: only the forking goroutine lives on in the child.  The locks that another thread may hold are taken around it. */
+static PyObject *
+py_before_fork(PyObject *module, PyObject *unused)
+{
+    mutex_lock(&SCHED->lock);
+    stack_before_fork();
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+py_after_fork_parent(PyObject *module, PyObject *unused)
+{
+    stack_after_fork();
+    mutex_unlock(&SCHED->lock);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+py_after_fork_child(PyObject *module, PyObject *unused)
+{
+    lock_after_fork();
+    stack_after_fork();
+    M *mp = getm();
+    PyG *self = mp != NULL ? (PyG *)mp->curg : NULL;
+    sysmon_afterfork_child();
+    sched_afterfork_child(SCHED);
+    tstate_afterfork_child(self);
+    for (Failure *f = failures.next; f != &failures; f = f->next)
+        f->collected = true; /* the parent's to report */
+    failures.next = failures.prev = &failures;
+    py_main = self;
+    if (self != NULL)
+        self->g.interruptible = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+py_goid(PyObject *module, PyObject *unused)
+{
+    M *mp = getm();
+    if (mp == NULL)
+        Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(mp->curg->goid);
+}
+
+PyMethodDef goroutine_methods[] = {
+    {"go", (PyCFunction)(void (*)(void))py_go, METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("go($module, fn, /, *args, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a goroutine and return its handle.\n\n"
+               "It runs with a copy of the caller's context variables.  An exception that nobody collects through the\n"
+               "handle is reported by gmp.excepthook.  Raises TypeError when fn cannot be called, MemoryError when memory\n"
+               "for its stack is refused, RuntimeError at interpreter shutdown.  Go: the go statement, runtime.newproc.")},
+    {"gosched", py_gosched, METH_NOARGS,
+     PyDoc_STR("gosched($module, /)\n--\n\nLet other goroutines run; come back after those that are runnable now.\n\n"
+               "Go: runtime.Gosched.")},
+    {"sleep", py_sleep, METH_O,
+     PyDoc_STR("sleep($module, seconds, /)\n--\n\nPark the goroutine for at least this many seconds (int or float).\n\n"
+               "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
+    {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number, or None.")},
+    {"_set_excepthook", py_set_excepthook, METH_O, NULL},
+    {"_before_fork", py_before_fork, METH_NOARGS, NULL},
+    {"_after_fork_parent", py_after_fork_parent, METH_NOARGS, NULL},
+    {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
+    {"_stop", py_stop_method, METH_NOARGS, NULL},
+    {0},
+};
+
+int
+goroutine_init(PyObject *module)
+{
+    PyObject *threading = PyImport_ImportModule("threading");
+    if (threading == NULL)
+        return -1;
+    threading_dict = Py_NewRef(PyModule_GetDict(threading));
+    Py_DECREF(threading);
+    trace_key = PyUnicode_InternFromString("_trace_hook");
+    profile_key = PyUnicode_InternFromString("_profile_hook");
+    settrace_fn = Py_XNewRef(PySys_GetObject("settrace"));
+    setprofile_fn = Py_XNewRef(PySys_GetObject("setprofile"));
+    if (trace_key == NULL || profile_key == NULL || settrace_fn == NULL || setprofile_fn == NULL)
+        return -1;
+#if PY_VERSION_HEX >= 0x030C0000
+    int watcher = PyDict_AddWatcher(hooks_watcher);
+    if (watcher < 0 || PyDict_Watch(watcher, threading_dict) < 0)
+        return -1;
+#endif
+    if (PyType_Ready(&Goroutine_Type) < 0 || PyModule_AddObjectRef(module, "Goroutine", (PyObject *)&Goroutine_Type) < 0)
+        return -1;
+    int code = schedinit(SET_PYTHON, &python_class, 1);
+    if (code < 0) {
+        py_raise_code(code, "import gmp", NULL);
+        return -1;
+    }
+    install_fault_handler();
+    return py_self() == NULL ? -1 : 0; /* the importing thread, usually the main one, is adopted now */
+}

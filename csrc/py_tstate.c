@@ -1,0 +1,419 @@
+/* py_tstate.c: the only file that touches private fields of CPython: PyThreadState and, for two words, _PyRuntime.
+ *
+ * The layout of both changes between versions and now and then within one.  Everything here is compiled against the headers
+ * in use, and tstate_init checks on the live thread state that they describe the interpreter that runs.
+ *
+ * Facts relied upon, per version:
+ *   3.11  PyThreadState_Swap neither drops the GIL nor tells PyGILState_*: its TSS key is set on every switch.
+ *   3.12+ PyThreadState_Swap drops and takes the GIL, and binds the key itself, unless ts->_status.bound_gilstate says that
+ *         it is bound.  That flag is about the thread ts ran on last, so it is corrected when ts has moved; debug builds
+ *         assert that it is not cleared while this thread's key does name ts.
+ *   3.11  C and Python calls share one recursion counter; 3.12, 3.13 count C calls alone; 3.14+ look at the stack pointer.
+ *   All   a frame chunk whose first slot is skipped is never popped, so the first chunk may lie inside our own page.
+ * Thread states are kept for ever (with their goroutines): 3.12+ writes to the one that a thread's key named last.
+ */
+#define Py_BUILD_CORE 1
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "internal/pycore_runtime.h"
+#if PY_VERSION_HEX < 0x030C0000
+#include "internal/pycore_frame.h"
+#include "internal/pycore_interp.h"
+#elif PY_VERSION_HEX < 0x030D0000
+#include "internal/pycore_interp.h"
+#endif
+
+#include "py_gmp.h"
+
+#ifdef Py_GIL_DISABLED
+#error "gmp needs a CPython with the GIL"
+#endif
+
+static PyInterpreterState *interp;
+static PyThreadState *main_ts; /* of the main thread */
+static unsigned long main_ident;
+
+/* ---- recursion ---- */
+
+#if PY_VERSION_HEX < 0x030C0000
+#define REMAINING(ts) ((ts)->recursion_remaining)
+#define LIMIT(ts) ((ts)->recursion_limit)
+#else
+#define REMAINING(ts) ((ts)->py_recursion_remaining)
+#define LIMIT(ts) ((ts)->py_recursion_limit)
+#endif
+
+/* C calls that fit a goroutine's stack at the most that one of them was seen to take: see tests/crash/test_recursion.py. */
+#if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030E0000
+#ifdef Py_DEBUG
+#define C_LIMIT 150
+#else
+#define C_LIMIT 400
+#endif
+#endif
+
+static void
+set_recursion_limits(PyThreadState *ts)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    ts->recursion_limit = interp->ceval.recursion_limit;
+    ts->recursion_remaining = ts->recursion_limit;
+#else
+    ts->py_recursion_remaining = ts->py_recursion_limit;
+#if PY_VERSION_HEX < 0x030E0000
+    ts->c_recursion_remaining = C_LIMIT;
+#endif
+#endif
+    ts->recursion_headroom = 0;
+}
+
+/* ---- the first frame chunk ---- */
+
+static _PyStackChunk *
+root_chunk(PyG *pg)
+{
+    return (_PyStackChunk *)((char *)pg - PY_FRAMES_SIZE);
+}
+
+static void
+install_root_chunk(PyG *pg)
+{
+    _PyStackChunk *chunk = root_chunk(pg);
+    chunk->previous = NULL;
+    chunk->size = PY_FRAMES_SIZE;
+    chunk->top = 0;
+    pg->ts->datastack_chunk = chunk;
+    pg->ts->datastack_top = &chunk->data[1]; /* the first slot is skipped: a frame there would pop the chunk */
+    pg->ts->datastack_limit = (PyObject **)((char *)chunk + PY_FRAMES_SIZE);
+}
+
+int
+tstate_new(PyG *pg)
+{
+    PyThreadState *ts = PyThreadState_New(interp);
+    if (ts == NULL)
+        return GMP_ENOMEM;
+    pg->ts = ts;
+    install_root_chunk(pg);
+#if PY_VERSION_HEX >= 0x030E0000
+    char *hi = (char *)pg - PY_FRAMES_SIZE;
+    char *lo = hi + PY_FRAMES_SIZE + sizeof(PyG) - stack_class_size(pg->g.cls->stack) + stack_guard_size(pg->g.cls->stack);
+    if (PyUnstable_ThreadState_SetStackProtection(ts, lo, (size_t)(hi - lo)) < 0) {
+        PyErr_Clear();
+        ts->datastack_chunk = NULL; /* not CPython's to free */
+        ts->datastack_top = ts->datastack_limit = NULL;
+        PyThreadState_Clear(ts);
+        PyThreadState_Delete(ts);
+        pg->ts = NULL;
+        return GMP_ENOMEM;
+    }
+#endif
+    return GMP_OK;
+}
+
+/* ---- switching ---- */
+
+#if PY_VERSION_HEX < 0x030C0000
+#define BIND_KEY(ts) PyThread_tss_set(&_PyRuntime.gilstate.autoTSSkey, (ts))
+#endif
+
+static inline void
+moved(PyThreadState *ts)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    ts->_status.bound_gilstate = PyGILState_GetThisThreadState() == ts;
+#else
+    (void)ts;
+#endif
+}
+
+void
+tstate_main_goroutine(bool on)
+{
+    _PyRuntime.main_thread = on ? main_ident : 0;
+}
+
+static inline void
+set_signal_duty(PyG *to, M *mp)
+{
+    if (GMP_UNLIKELY(py_main != NULL && mp == py_main->g.lockedm))
+        tstate_main_goroutine(to == py_main);
+}
+
+void
+tstate_swap(PyG *from, PyG *to, M *mp)
+{
+    (void)from;
+    if (GMP_UNLIKELY(to->g.lastm != mp))
+        moved(to->ts);
+    set_signal_duty(to, mp);
+    PyThreadState_Swap(to->ts);
+#if PY_VERSION_HEX < 0x030C0000
+    BIND_KEY(to->ts);
+#endif
+}
+
+/* On g0, without the GIL; waits for it. */
+void
+tstate_attach(PyG *to, M *mp)
+{
+    if (to->g.lastm != mp)
+        moved(to->ts);
+    set_signal_duty(to, mp);
+#if PY_VERSION_HEX < 0x030C0000
+    BIND_KEY(to->ts);
+#endif
+    PyEval_RestoreThread(to->ts);
+}
+
+void
+tstate_detach(PyG *from)
+{
+    (void)from;
+    PyEval_SaveThread();
+}
+
+/* sysmon, without the GIL: the thread state of a goroutine lives for ever, that of the main thread as long as the runtime.
+ * Another thread's may be freed at any time, so it is not looked at: such a thread counts as detached. */
+bool
+tstate_detached(PyG *pg)
+{
+    PyThreadState *ts = pg->ts;
+    if (pg->g.stack_lo == NULL && pg != py_main)
+        return true;
+#if PY_VERSION_HEX < 0x030C0000
+    return _PyThreadState_UncheckedGet() != ts;
+#elif PY_VERSION_HEX < 0x030D0000
+    return !((volatile PyThreadState *)ts)->_status.active;
+#else
+    return atomic_load_relaxed(&ts->state) == 0; /* _Py_THREAD_DETACHED */
+#endif
+}
+
+bool
+tstate_signal_pending(void)
+{
+    if (main_ts == NULL)
+        return false;
+#if PY_VERSION_HEX < 0x030D0000
+    return atomic_load_relaxed((int *)&_PyRuntime.ceval.signals_pending) != 0;
+#else
+    return (atomic_load_relaxed(&main_ts->eval_breaker) & 2) != 0; /* _PY_SIGNALS_PENDING_BIT */
+#endif
+}
+
+/* ---- the life of a goroutine ---- */
+
+void
+tstate_begin(PyG *pg)
+{
+    PyThreadState *ts = pg->ts;
+    set_recursion_limits(ts);
+    if (pg->context != NULL) {
+        ts->context = pg->context;
+        pg->context = NULL;
+    }
+    ts->context_ver++; /* ContextVar caches by thread state and version; this thread state had other lives */
+}
+
+int
+tstate_context(PyObject **copy)
+{
+    *copy = NULL;
+    if (PyThreadState_Get()->context == NULL)
+        return 0;
+    *copy = PyContext_CopyCurrent();
+    return *copy == NULL ? -1 : 0;
+}
+
+bool
+tstate_is_main_thread(void)
+{
+    return PyThread_get_thread_ident() == main_ident;
+}
+
+/* Attached as the goroutine that ends, on its stack. */
+void
+tstate_scrub(void)
+{
+    PyThreadState *ts = PyThreadState_Get();
+    for (int round = 0; round < 4; round++) { /* destructors may bring some of it back */
+        bool clean = true;
+        if (ts->c_tracefunc != NULL) {
+            PyEval_SetTrace(NULL, NULL);
+            clean = false;
+        }
+        if (ts->c_profilefunc != NULL) {
+            PyEval_SetProfile(NULL, NULL);
+            clean = false;
+        }
+#define CLEAR(field)                                                                                                       \
+    if (ts->field != NULL) {                                                                                               \
+        Py_CLEAR(ts->field);                                                                                               \
+        clean = false;                                                                                                     \
+    }
+        CLEAR(context)
+        CLEAR(dict)
+#if PY_VERSION_HEX >= 0x030D0000
+        CLEAR(threading_local_key)
+        CLEAR(threading_local_sentinel)
+#endif
+        CLEAR(async_exc)
+        CLEAR(async_gen_firstiter)
+        CLEAR(async_gen_finalizer)
+        CLEAR(exc_state.exc_value)
+#undef CLEAR
+        if (PyErr_Occurred()) {
+            PyErr_Clear();
+            clean = false;
+        }
+        if (clean)
+            break;
+    }
+    ts->exc_info = &ts->exc_state;
+    ts->coroutine_origin_tracking_depth = 0;
+    ts->tracing = 0;
+    ts->context_ver++;
+    GMP_ASSERT(ts->datastack_top >= &ts->datastack_chunk->data[0]);
+}
+
+void
+tstate_where(PyObject **code, int *lasti)
+{
+    PyThreadState *ts = PyThreadState_Get();
+    *code = NULL;
+    *lasti = -1;
+#if PY_VERSION_HEX < 0x030C0000
+    struct _PyInterpreterFrame *frame = ts->cframe->current_frame;
+    if (frame != NULL) {
+        *code = Py_NewRef((PyObject *)frame->f_code);
+        *lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+    }
+#else
+#if PY_VERSION_HEX < 0x030D0000
+    struct _PyInterpreterFrame *frame = ts->cframe->current_frame;
+#else
+    struct _PyInterpreterFrame *frame = ts->current_frame;
+#endif
+    if (frame == NULL)
+        return;
+    PyObject *o = PyUnstable_InterpreterFrame_GetCode(frame);
+    if (o != NULL && PyCode_Check(o)) {
+        *code = o;
+        *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
+    } else {
+        Py_XDECREF(o);
+    }
+#endif
+}
+
+/* ---- start and end ---- */
+
+static int
+refuse(const char *what)
+{
+    PyErr_Format(PyExc_ImportError,
+                 "gmp was built for Python %d.%d.%d and does not fit the running Python %.20s (%s); build it for this one: "
+                 "pip install --no-binary gmp-runtime --force-reinstall gmp-runtime",
+                 PY_MAJOR_VERSION, PY_MINOR_VERSION, PY_MICRO_VERSION, Py_GetVersion(), what);
+    return -1;
+}
+
+int
+tstate_init(void)
+{
+    if ((Py_Version >> 16) != (PY_VERSION_HEX >> 16))
+        return refuse("another minor version");
+    PyThreadState *ts = PyThreadState_Get();
+    interp = PyInterpreterState_Get();
+    if (interp != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "gmp serves the main interpreter only: import it there, not in a sub-interpreter");
+        return -1;
+    }
+    /* Each private field that this file uses must show what the public functions say. */
+    PyObject *ctx = PyContext_CopyCurrent(); /* makes sure that there is a context */
+    PyObject *dict = PyThreadState_GetDict();
+    if (ctx == NULL || dict == NULL)
+        return -1;
+    Py_DECREF(ctx);
+    uint64_t id = PyThreadState_GetID(ts);
+    _PyStackChunk *chunk = ts->datastack_chunk;
+    bool ok = ts->interp == interp && ts->id == id && ts->dict == dict && ts->context != NULL &&
+              Py_IS_TYPE(ts->context, &PyContext_Type) && ts->exc_info != NULL && LIMIT(ts) == Py_GetRecursionLimit() &&
+              REMAINING(ts) <= LIMIT(ts) && REMAINING(ts) > 0 && ts->async_exc == NULL && ts->tracing == 0;
+    if (ok && chunk != NULL)
+        ok = (char *)ts->datastack_limit == (char *)chunk + chunk->size && ts->datastack_top >= &chunk->data[0] &&
+             ts->datastack_top <= ts->datastack_limit;
+    if (ok) {
+        _PyErr_StackItem *last = ts->exc_info;
+        while (last->previous_item != NULL)
+            last = last->previous_item;
+        ok = last == &ts->exc_state;
+    }
+    if (!ok)
+        return refuse("the layout of PyThreadState differs");
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *main_thread = threading != NULL ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
+    PyObject *ident = main_thread != NULL ? PyObject_GetAttrString(main_thread, "ident") : NULL;
+    Py_XDECREF(threading);
+    Py_XDECREF(main_thread);
+    if (ident == NULL)
+        return -1;
+    main_ident = PyLong_AsUnsignedLong(ident);
+    Py_DECREF(ident);
+    if (main_ident == (unsigned long)-1 && PyErr_Occurred())
+        return -1;
+    if (_PyRuntime.main_thread != main_ident)
+        return refuse("the layout of _PyRuntime differs");
+#if PY_VERSION_HEX < 0x030C0000
+    if (PyThread_tss_get(&_PyRuntime.gilstate.autoTSSkey) != ts || _PyThreadState_UncheckedGet() != ts)
+        return refuse("the layout of _PyRuntime differs");
+#endif
+    for (PyThreadState *t = PyInterpreterState_ThreadHead(interp); t != NULL; t = PyThreadState_Next(t))
+        if (t->thread_id == main_ident)
+            main_ts = t;
+    return 0;
+}
+
+static PyG *
+pyg_at(size_t i)
+{
+    const Class *cls = SCHED->cls;
+    PyG *pg = (PyG *)((char *)stack_at(cls->stack, i) + stack_class_size(cls->stack) - cls->g_size);
+    return pg->g.cls == cls && pg->ts != NULL ? pg : NULL;
+}
+
+void
+tstate_forget(void)
+{
+    main_ts = NULL;
+    tstate_main_goroutine(true);
+    PyThreadState *self = PyThreadState_Get();
+    size_t n = stack_count(SCHED->cls->stack);
+    for (size_t i = 0; i < n; i++) {
+        PyG *pg = pyg_at(i);
+        if (pg == NULL || pg->ts == self)
+            continue;
+        pg->ts->datastack_chunk = NULL;
+        pg->ts->datastack_top = pg->ts->datastack_limit = NULL;
+    }
+}
+
+/* CPython has deleted all thread states but the forking one's, first chunks included as far as munmap let it. */
+void
+tstate_afterfork_child(PyG *self)
+{
+    size_t n = stack_count(SCHED->cls->stack);
+    for (size_t i = 0; i < n; i++) {
+        PyG *pg = pyg_at(i);
+        if (pg == NULL || pg == self)
+            continue;
+        pg->ts = NULL;
+        pg->handle = NULL;
+        pg->g.status = G_IDLE;
+    }
+    main_ts = PyThreadState_Get();
+    main_ident = PyThread_get_thread_ident();
+    tstate_main_goroutine(true);
+}

@@ -1,0 +1,109 @@
+"""Go's scheduler for CPython: goroutines, channels and select, in plain blocking code.
+
+    import gmp
+
+    def worker(jobs, results):
+        for n in jobs:              # until jobs is closed
+            results.send(n * n)
+
+    jobs, results = gmp.Chan(), gmp.Chan(10)
+    gmp.go(worker, jobs, results)
+    jobs.send(7)
+    print(results.recv())           # 49
+
+Layout
+    _core           the C extension: scheduler, channels, locks (csrc/)
+    sync            Mutex, WaitGroup
+    runtime         num_goroutine, stack, stats, gosched
+    _executor       Executor, wait: concurrent.futures on goroutines
+    _excepthook     what happens to an exception that nobody collects
+    _deadlock       the check behind Deadlock
+    _traceback      goroutine stacks as text
+    _ffi            gmp.ffi and gmp.lib, the C interface by cffi
+    grpc            a gRPC server whose RPCs are goroutines (needs grpcio)
+"""
+
+from __future__ import annotations
+
+import atexit as _atexit
+import os as _os
+from typing import Any, NamedTuple
+
+from gmp import _core
+from gmp._core import (
+    Case,
+    Chan,
+    ChanClosed,
+    Deadlock,
+    Goroutine,
+    go,
+    gosched,
+    recv,
+    select,
+    send,
+    sleep,
+)
+
+
+class Selected(NamedTuple):
+    """What select did: the index of the case, the value received, and False for ok when the channel was closed.
+
+    index is -1 when default was asked for and no case was ready.
+    """
+
+    index: int
+    value: Any
+    ok: bool
+
+
+_core._set_selected(Selected)
+
+from gmp import _deadlock, _excepthook, runtime, sync  # noqa: E402
+from gmp._excepthook import ExceptHookArgs, excepthook  # noqa: E402
+from gmp._executor import Executor, Future, wait  # noqa: E402
+
+__all__ = [
+    "Case",
+    "Chan",
+    "ChanClosed",
+    "Deadlock",
+    "ExceptHookArgs",
+    "Executor",
+    "Future",
+    "Goroutine",
+    "Selected",
+    "excepthook",
+    "ffi",
+    "go",
+    "gosched",
+    "lib",
+    "recv",
+    "runtime",
+    "select",
+    "send",
+    "sleep",
+    "sync",
+    "wait",
+]
+
+_core._set_excepthook(_excepthook.report)
+_core._set_deadlock_check(_deadlock.check)
+_atexit.register(_core._stop)
+if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(
+        before=_core._before_fork,
+        after_in_parent=_core._after_fork_parent,
+        after_in_child=_core._after_fork_child,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("ffi", "lib"):
+        from gmp import _ffi
+
+        return getattr(_ffi, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gmp-runtime")
+    raise AttributeError(f"module 'gmp' has no attribute {name!r}")

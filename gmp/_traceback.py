@@ -1,0 +1,25 @@
+"""Goroutine stacks as text, in Go's form with Python's frames."""
+
+from __future__ import annotations
+
+import traceback
+
+from gmp import _core
+
+
+def format_goroutine(entry: tuple[object, ...]) -> str:
+    """One goroutine as _core._goroutines lists it: its head line, its frames, innermost last, and where it was created."""
+    goid, parent, status, name, created, frame = entry
+    lines = [f"goroutine {goid} [{status}] {name}:\n"]
+    if frame is not None:
+        lines += traceback.format_list(traceback.extract_stack(frame))  # type: ignore[arg-type]
+    if created is not None:
+        lines.append(f"created by {created}" + (f" in goroutine {parent}\n" if parent else "\n"))
+    return "".join(lines)
+
+
+def format_all() -> str:
+    """All goroutines, the calling one first, a blank line between two."""
+    me = _core._goid()
+    entries = sorted(_core._goroutines(), key=lambda e: (e[0] != me, e[0]))
+    return "\n".join(format_goroutine(e) for e in entries)

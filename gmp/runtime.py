@@ -1,0 +1,41 @@
+"""What the scheduler is doing.  Go: package runtime."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from gmp import _core, _traceback
+from gmp._core import gosched, num_goroutine
+
+__all__ = ["gosched", "num_cpu", "num_goroutine", "stack", "stats"]
+
+
+def num_cpu() -> int:
+    """CPUs that this process may run on.  Go: runtime.NumCPU."""
+    import gmp
+
+    n: int = gmp.lib.gmp_num_cpu()
+    return n
+
+
+def stack(all: bool = False) -> str:
+    """The calling goroutine's Python stack as text; with all, every goroutine's.
+
+    Each begins with a line like "goroutine 7 [chan receive] app.worker:" and ends with "created by app.main at app.py:12".
+    Go: runtime.Stack.
+    """
+    if all:
+        return _traceback.format_all()
+    frame = sys._getframe(1)
+    return f"goroutine {_core._goid()} [running]:\n" + "".join(traceback.format_stack(frame))
+
+
+def stats() -> dict[str, int | str]:
+    """Counts of the scheduler.
+
+    goroutines (the main one included), procs, threads (OS threads that run goroutines), idle_threads, runnable (queued),
+    timers, switches, handoffs (Ps taken from blocked or busy threads), stacks, stacks_in_use, stacks_unguarded (stacks
+    without a guard page), stack_bytes (address space of each), guards ("madvise", "mprotect" or "none").
+    """
+    return _core.stats()
