@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 __all__ = ["server"]
 
+# A server of grpcio refuses calls at random when more than 1,000 wait to be accepted, and any more when it is 3,000: sensible where
+# each needs a thread.  maximum_concurrent_rpcs is the limit to set here.
+_OPTIONS = {"grpc.server.max_pending_requests": 1_000_000, "grpc.server.max_pending_requests_hard_limit": 1_000_000}
+
 
 def server(
     handlers: Sequence[grpc.GenericRpcHandler] | None = None,
@@ -56,8 +60,13 @@ def server(
     return _compat.create_server(
         () if handlers is None else handlers,
         () if interceptors is None else interceptors,
-        () if options is None else options,
+        _with_defaults(() if options is None else options),
         maximum_concurrent_rpcs,
         compression,
         xds,
     )
+
+
+def _with_defaults(options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    given = {name for name, _ in options}
+    return (*options, *(default for default in _OPTIONS.items() if default[0] not in given))
