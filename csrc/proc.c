@@ -457,6 +457,14 @@ gfput(Sched *sched, P *pp, G *gp)
     mutex_unlock(&sched->lock);
 }
 
+static inline void
+prefetch_g(Sched *sched, G *gp)
+{
+    __builtin_prefetch(gp, 1);
+    __builtin_prefetch((char *)gp + GMP_CACHELINE, 1);
+    __builtin_prefetch((char *)gp - sched->cls->top_reserve - GMP_CACHELINE, 1);
+}
+
 /* In the scheduler if pp is not NULL.  NULL when there is none.  Go: runtime.gfget */
 static G *
 gfget(Sched *sched, P *pp)
@@ -467,6 +475,8 @@ gfget(Sched *sched, P *pp)
         if (GMP_LIKELY(gp != NULL)) {
             pp->gfree = gp->link;
             pp->ngfree--;
+            if (gp->link != NULL)
+                prefetch_g(sched, gp->link); /* a burst of spawns waits for memory more than for anything else */
             return gp;
         }
     }
@@ -498,14 +508,13 @@ malg(Sched *sched)
     char *lo = stack_alloc(cls->stack);
     if (lo == NULL)
         return NULL;
-    size_t size = stack_class_size(cls->stack);
-    G *gp = (G *)(lo + size - cls->g_size);
+    G *gp = slot_g(cls, lo);
     memset(gp, 0, cls->g_size);
     gp->cls = cls;
     gp->set = sched;
     gp->stackclass = (uint8_t)cls->stack;
     gp->parkseq = 1;
-    gobuf_set_stack(&gp->sched, lo, size - cls->g_size - cls->top_reserve);
+    gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo) - cls->top_reserve);
     if (cls->create != NULL && cls->create(gp) < 0) {
         stack_free(cls->stack, lo);
         return NULL;

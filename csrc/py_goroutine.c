@@ -29,20 +29,14 @@ py_goroutine_name(PyG *pg)
 {
     if (pg->fn == NULL)
         return PyUnicode_FromString("");
-    PyObject *module = PyObject_GetAttrString(pg->fn, "__module__");
-    if (module == NULL)
-        PyErr_Clear();
+    if (PyFunction_Check(pg->fn))
+        return Py_NewRef(((PyFunctionObject *)pg->fn)->func_qualname);
     PyObject *name = PyObject_GetAttrString(pg->fn, "__qualname__");
-    if (name == NULL) {
-        PyErr_Clear();
-        name = PyUnicode_FromString(Py_TYPE(pg->fn)->tp_name);
-    }
-    PyObject *full = NULL;
-    if (name != NULL)
-        full = module != NULL && PyUnicode_Check(module) ? PyUnicode_FromFormat("%U.%U", module, name) : Py_NewRef(name);
-    Py_XDECREF(module);
+    if (name != NULL && PyUnicode_Check(name))
+        return name;
     Py_XDECREF(name);
-    return full;
+    PyErr_Clear();
+    return PyUnicode_FromString(Py_TYPE(pg->fn)->tp_name);
 }
 
 PyObject *
@@ -299,10 +293,10 @@ pyg_entry(G *gp)
 
 /* ---- the handle ---- */
 
-/* Freed handles, because a spawn is mostly allocations.  GIL. */
-#define FREE_HANDLES 1024
+/* Freed handles: a spawn is mostly allocations, and allocating objects of a type that may be tracked calls the cyclic
+ * collector.  As many are kept as there are goroutines to reuse.  GIL. */
 static Goroutine *free_handles;
-static int nfree_handles;
+static size_t nfree_handles;
 
 static Goroutine *
 handle_new(void)
@@ -342,7 +336,7 @@ handle_dealloc(PyObject *self)
         failure_free(f);
     }
     Py_CLEAR(h->name);
-    if (nfree_handles < FREE_HANDLES) {
+    if (nfree_handles < stack_count(STACK_PYTHON)) {
         h->u.pg = (PyG *)free_handles;
         free_handles = h;
         nfree_handles++;
@@ -497,7 +491,7 @@ handle_repr(PyObject *self)
 
 static PyGetSetDef handle_getset[] = {
     {"id", handle_get_id, NULL, PyDoc_STR("The goroutine's number, an int; never reused."), NULL},
-    {"name", handle_get_name, NULL, PyDoc_STR("module.qualname of the function it was started with."), NULL},
+    {"name", handle_get_name, NULL, PyDoc_STR("The __qualname__ of the function it was started with."), NULL},
     {"done", handle_get_done, NULL, PyDoc_STR("True when the function has returned or raised."), NULL},
     {0},
 };
@@ -753,7 +747,7 @@ on_fault(int sig, siginfo_t *info, void *context)
     void *lo;
     bool guard;
     if (stack_find(info->si_addr, &cls, &lo, &guard) && guard && cls == STACK_PYTHON) {
-        PyG *pg = (PyG *)((char *)lo + stack_class_size(cls) - sizeof(PyG));
+        PyG *pg = (PyG *)slot_g(SCHED->cls, lo);
         char msg[400];
         PyObject *fn = pg->fn;
         /* Only plain reads: the interpreter's state may be anything. */

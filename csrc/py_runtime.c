@@ -62,7 +62,7 @@ py_goroutines(PyObject *module, PyObject *unused)
     const Class *cls = SCHED->cls;
     size_t n = stack_count(cls->stack);
     for (size_t i = 0; i < n; i++) {
-        PyG *pg = (PyG *)((char *)stack_at(cls->stack, i) + stack_class_size(cls->stack) - cls->g_size);
+        PyG *pg = (PyG *)slot_g(cls, stack_at(cls->stack, i));
         if (pg->g.cls == cls && pg->handle != NULL && append_goroutine(list, pg, NULL) < 0)
             goto failed;
     }

@@ -98,7 +98,7 @@ tstate_new(PyG *pg)
     install_root_chunk(pg);
 #if PY_VERSION_HEX >= 0x030E0000
     char *hi = (char *)pg - PY_FRAMES_SIZE;
-    char *lo = hi + PY_FRAMES_SIZE + sizeof(PyG) - stack_class_size(pg->g.cls->stack) + stack_guard_size(pg->g.cls->stack);
+    char *lo = (char *)((uintptr_t)pg & ~(stack_class_size(STACK_PYTHON) - 1)) + stack_guard_size(STACK_PYTHON);
     if (PyUnstable_ThreadState_SetStackProtection(ts, lo, (size_t)(hi - lo)) < 0) {
         PyErr_Clear();
         ts->datastack_chunk = NULL; /* not CPython's to free */
@@ -380,7 +380,7 @@ static PyG *
 pyg_at(size_t i)
 {
     const Class *cls = SCHED->cls;
-    PyG *pg = (PyG *)((char *)stack_at(cls->stack, i) + stack_class_size(cls->stack) - cls->g_size);
+    PyG *pg = (PyG *)slot_g(cls, stack_at(cls->stack, i));
     return pg->g.cls == cls && pg->ts != NULL ? pg : NULL;
 }
 

@@ -36,7 +36,7 @@ typedef struct Timer Timer;
 /* ---- Class: what a kind of goroutine needs around its C stack ---- */
 typedef struct Class {
     const char *name;
-    size_t g_size;       /* bytes of the G and what the class appends to it; at the very top of the slot */
+    size_t g_size;       /* bytes of the G and what the class appends to it; at the top of the slot (slot_g) */
     size_t top_reserve;  /* bytes kept free between the C stack and the G (python: the first frames) */
     StackClass stack;
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
@@ -118,6 +118,17 @@ struct G {
     uint64_t parentid;   /* goid of the goroutine that started it */
     Timer timer;         /* sleep, and the timeout of any other wait */
 };
+
+/* Where the G of a slot is: at its top, less 0 to 7 cache lines that vary from slot to slot.  Slots are aligned, so without
+ * this the hot lines of all goroutines would compete for the same few sets of the caches. */
+#define G_COLOURS 8
+static inline G *
+slot_g(const Class *cls, void *lo)
+{
+    size_t size = stack_class_size(cls->stack);
+    size_t colour = (uintptr_t)lo / size % G_COLOURS;
+    return (G *)((char *)lo + size - colour * GMP_CACHELINE - cls->g_size);
+}
 
 /* ---- P ---- */
 #define RUNQ_SIZE_DEFAULT 256

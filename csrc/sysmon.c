@@ -10,7 +10,9 @@
  */
 #include "runtime.h"
 
+#ifndef FORCE_PREEMPT_NS
 #define FORCE_PREEMPT_NS (10 * 1000 * 1000)
+#endif
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
