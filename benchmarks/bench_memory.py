@@ -81,9 +81,8 @@ class Census:
 
 @PARKED.contender("gmp")
 def _(watch: Watch, ops: int, n: int) -> None:
-    from gmp.sync import WaitGroup
-
     from gmp import Chan, go, gosched
+    from gmp.sync import WaitGroup
 
     def wait(depth: int) -> None:
         if depth:

@@ -97,9 +97,8 @@ BURST.shape("spawn_cold", title="the same, first burst of a process", **ALL, rou
 
 @BURST.contender("gmp")
 def _(watch: Watch, ops: int, n: int) -> None:
-    from gmp.sync import WaitGroup
-
     from gmp import go
+    from gmp.sync import WaitGroup
 
     def body() -> None:
         wg = WaitGroup()

@@ -15,9 +15,8 @@ MUTEX.shape("mutex", title="mutex, lock and unlock", ops=400_000)
 
 @MUTEX.contender("gmp")
 def _(watch: Watch, ops: int, n: int) -> None:
-    from gmp.sync import Mutex
-
     from gmp import go
+    from gmp.sync import Mutex
 
     go(_alone, watch, ops, Mutex()).result()
 
@@ -71,9 +70,8 @@ QUEUE.shape("contended", title="mutex, 100 tasks yield inside", n=100, ops=100_0
 
 @QUEUE.contender("gmp")
 def _(watch: Watch, ops: int, n: int) -> None:
-    from gmp.sync import Mutex
-
     from gmp import go, gosched
+    from gmp.sync import Mutex
 
     def work() -> None:
         for _ in range(ops // n):

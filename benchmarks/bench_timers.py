@@ -30,9 +30,8 @@ def finish(watch: Watch) -> None:
 
 @SLEEPERS.contender("gmp")
 def _(watch: Watch, ops: int, n: int) -> None:
-    from gmp.sync import WaitGroup
-
     from gmp import go, sleep
+    from gmp.sync import WaitGroup
 
     def nap() -> None:
         sleep(SLEEP)
