@@ -99,11 +99,13 @@ waitq_park(WaitQ *q, Mutex *lock, bool front, WaitReason reason, int64_t timeout
     else
         waitq_push(q, &sg);
     gp->wakecode = GMP_OK;
-    int code = gopark_timeout(unlock_commit, lock, reason, sg.seq, timeout);
+    int code = gopark_timeout(lock != NULL ? unlock_commit : NULL, lock, reason, sg.seq, timeout);
     if (code != GMP_OK) {
-        mutex_lock(lock);
+        if (lock != NULL)
+            mutex_lock(lock);
         waitq_remove(q, &sg);
-        mutex_unlock(lock);
+        if (lock != NULL)
+            mutex_unlock(lock);
     }
     return code;
 }

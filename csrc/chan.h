@@ -28,7 +28,7 @@ void waitq_remove(WaitQ *q, Sudog *sg); /* does nothing when not queued */
 Sudog *waitq_pop(WaitQ *q);             /* the first whose claim is won; its G is then ours to make ready */
 
 /* Parks the calling goroutine at the tail (or front) of q, which lock guards; the lock is released by the park and not
- * held on return.  GMP_OK: woken by waitq_wake.  GMP_ETIMEDOUT, GMP_EINTR ...: not, and no longer queued. */
+ * held on return.  NULL: the interpreter's lock guards q, which every switch holds until the goroutine is saved.  GMP_OK: woken by waitq_wake.  GMP_ETIMEDOUT, GMP_EINTR ...: not, and no longer queued. */
 int waitq_park(WaitQ *q, Mutex *lock, bool front, WaitReason reason, int64_t timeout);
 bool waitq_wake(WaitQ *q); /* under the lock */
 

@@ -35,7 +35,6 @@ static uint32_t next_mid;
 static uint64_t next_goid = 1;
 
 #define GOID_BATCH 16
-#define GFREE_MAX 64   /* dead goroutines a P keeps; beyond, half go to the set's list */
 #define GLOBAL_TICK 61 /* the global queue first, every so many decisions, so that two goroutines cannot shut it out */
 #define TIMER_TICK 8   /* decisions between two looks at the clock, while there is something to run */
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
@@ -434,70 +433,60 @@ gfput(Sched *sched, P *pp, G *gp)
     if (pp == NULL) {
         mutex_lock(&sched->lock);
         stat_add(&sched->gdelta, -1);
-        gp->link = sched->gfree;
-        sched->gfree = gp;
+        sched->gfree[sched->ngfree] = gp;
         stat_add(&sched->ngfree, 1);
         mutex_unlock(&sched->lock);
         return;
     }
     stat_add(&pp->gdelta, -1);
-    gp->link = pp->gfree;
-    pp->gfree = gp;
-    if (++pp->ngfree < GFREE_MAX)
+    pp->gfree[pp->ngfree++] = gp;
+    if (pp->ngfree < GFREE_MAX)
         return;
-    G *head = pp->gfree, *tail = head;
-    for (uint32_t i = 1; i < GFREE_MAX / 2; i++)
-        tail = tail->link;
-    pp->gfree = tail->link;
     pp->ngfree -= GFREE_MAX / 2;
     mutex_lock(&sched->lock);
-    tail->link = sched->gfree;
-    sched->gfree = head;
+    memcpy(sched->gfree + sched->ngfree, pp->gfree + pp->ngfree, GFREE_MAX / 2 * sizeof(G *));
     stat_add(&sched->ngfree, GFREE_MAX / 2);
     mutex_unlock(&sched->lock);
-}
-
-static inline void
-prefetch_g(Sched *sched, G *gp)
-{
-    __builtin_prefetch(gp, 1);
-    __builtin_prefetch((char *)gp + GMP_CACHELINE, 1);
-    __builtin_prefetch((char *)gp - sched->cls->top_reserve - GMP_CACHELINE, 1);
 }
 
 /* In the scheduler if pp is not NULL.  NULL when there is none.  Go: runtime.gfget */
 static G *
 gfget(Sched *sched, P *pp)
 {
-    G *gp;
-    if (pp != NULL) {
-        gp = pp->gfree;
-        if (GMP_LIKELY(gp != NULL)) {
-            pp->gfree = gp->link;
-            pp->ngfree--;
-            if (gp->link != NULL)
-                prefetch_g(sched, gp->link); /* a burst of spawns waits for memory more than for anything else */
+    if (pp == NULL || pp->ngfree == 0) {
+        if (atomic_load_relaxed(&sched->ngfree) == 0)
+            return NULL;
+        mutex_lock(&sched->lock);
+        uint32_t n = pp != NULL ? GFREE_MAX / 2 : 1;
+        if (n > sched->ngfree)
+            n = sched->ngfree;
+        stat_add(&sched->ngfree, -n);
+        G **from = sched->gfree + sched->ngfree;
+        G *gp = n != 0 ? from[0] : NULL;
+        if (pp != NULL) {
+            memcpy(pp->gfree, from, n * sizeof(G *));
+            pp->ngfree = n;
+        }
+        mutex_unlock(&sched->lock);
+        if (pp == NULL || n == 0)
             return gp;
-        }
     }
-    if (atomic_load_relaxed(&sched->ngfree) == 0)
-        return NULL;
+    uint32_t n = --pp->ngfree;
+    if (n >= 2)
+        prefetch_g(pp->gfree[n - 2]); /* a burst of spawns waits for memory more than for anything else */
+    return pp->gfree[n];
+}
+
+/* Counts a new goroutine: the queues must have room for all of them. */
+static int
+gcount(Sched *sched)
+{
     mutex_lock(&sched->lock);
-    gp = sched->gfree;
-    if (gp != NULL) {
-        sched->gfree = gp->link;
-        stat_add(&sched->ngfree, (uint32_t)-1);
-        for (uint32_t i = 1; pp != NULL && i < GFREE_MAX / 2 && sched->gfree != NULL; i++) {
-            G *more = sched->gfree;
-            sched->gfree = more->link;
-            stat_add(&sched->ngfree, (uint32_t)-1);
-            more->link = pp->gfree;
-            pp->gfree = more;
-            pp->ngfree++;
-        }
-    }
+    int code = globrunqreserve(sched, sched->ngs + 1);
+    if (code == GMP_OK)
+        sched->ngs++;
     mutex_unlock(&sched->lock);
-    return gp;
+    return code;
 }
 
 /* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
@@ -515,7 +504,7 @@ malg(Sched *sched)
     gp->stackclass = (uint8_t)cls->stack;
     gp->parkseq = 1;
     gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo) - cls->top_reserve);
-    if (cls->create != NULL && cls->create(gp) < 0) {
+    if (gcount(sched) < 0 || (cls->create != NULL && cls->create(gp) < 0)) {
         stack_free(cls->stack, lo);
         return NULL;
     }
@@ -654,6 +643,20 @@ finish_switch(void)
     p_exit(mp, mp->p);
 }
 
+/* With many goroutines in the queue each one's memory has left the caches: fetch that of the next ones in good time. */
+static inline void
+prefetch_queue(P *pp)
+{
+    uint32_t h = pp->runqhead;
+    if (pp->runqtail - h < 8)
+        return;
+    prefetch_g(pp->runq[(h + 3) % RUNQ_SIZE]);
+    G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
+    __builtin_prefetch(soon->sched.sp, 1);
+    if (soon->cls->prefetch != NULL)
+        soon->cls->prefetch(soon);
+}
+
 /* A goroutine that the switch can go to directly, or NULL: then g0 looks further. */
 static G *
 schedule_fast(M *mp, P *pp)
@@ -674,8 +677,10 @@ schedule_fast(M *mp, P *pp)
         gp = globrunqget(sched, pp, 1);
         mutex_unlock(&sched->lock);
     }
-    if (gp == NULL)
+    if (gp == NULL) {
         gp = runqget(pp);
+        prefetch_queue(pp);
+    }
     if (gp == NULL && atomic_load_relaxed(&sched->runq.n) != 0) {
         mutex_lock(&sched->lock);
         gp = globrunqget(sched, pp, 0);
@@ -1102,6 +1107,8 @@ g0_entry(void *arg)
 M *
 adopt_thread(Sched *sched, G *thread_g)
 {
+    if (gcount(sched) < 0)
+        return NULL;
     M *mp = mnew(sched);
     if (mp == NULL)
         return NULL;
@@ -1148,6 +1155,7 @@ disown_thread(M *mp)
     }
     mutex_lock(&sched->lock);
     sched->nm--;
+    sched->ngs--;
     bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL;
     mutex_unlock(&sched->lock);
     sys_sigstack_free(mp->sigstack);
@@ -1219,7 +1227,8 @@ sched_afterfork_child(Sched *sched)
             mp->dead = true;
         }
     sched->lock = (Mutex){0};
-    sched->runq = (GQueue){0};
+    sched->runq.n = 0;
+    sched->runq.head = 0;
     sched->midle = NULL;
     sched->nmidle = sched->nmspinning = 0;
     sched->sleeper = NULL;
@@ -1227,8 +1236,7 @@ sched_afterfork_child(Sched *sched)
     sched->npidle = 0;
     sched->npool = 0;
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
-    sched->gfree = NULL; /* their interpreter state went with the fork */
-    sched->ngfree = 0;
+    sched->ngfree = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
     for (uint32_t i = sched->np; i-- > 0;) {
@@ -1236,7 +1244,6 @@ sched_afterfork_child(Sched *sched)
         timers_clear(&pp->timers);
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
-        pp->gfree = NULL;
         pp->ngfree = 0;
         pp->gdelta = 0;
         pidleput(sched, pp);

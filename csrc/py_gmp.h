@@ -24,19 +24,18 @@ typedef struct Goroutine Goroutine;
 
 /* A python goroutine, at the top of its slot; or the stand-in of an adopted thread (g.stack_lo == NULL). */
 typedef struct PyG {
-    G g;                   /* first */
-    PyThreadState *ts;     /* its own for ever; an adopted thread's: current at its last scheduling point */
-    Goroutine *handle;     /* owned while it runs */
-    PyObject *fn;          /* owned while it runs, as are the arguments */
-    PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
-    PyObject *argtuple;    /* all arguments, when there are more than PYG_ARGS */
-    PyObject *kwnames;     /* names of the last of args */
-    PyObject *context;     /* moved to ts when it starts */
+    G g;                    /* first */
+    PyThreadState *ts;      /* its own for ever; an adopted thread's: current at its last scheduling point */
+    Goroutine *handle;      /* owned while it runs */
+    PyObject *fn;           /* owned while it runs, as are the arguments */
+    PyObject *context;      /* moved to ts when it starts */
     PyObject *created_code; /* where go() was called */
     int created_lasti;
-    int nargs;             /* positional ones and values of keywords */
-    Mutex joinlock;
-    WaitQ joiners;
+    int nargs;              /* in args: positional ones and values of keywords */
+    WaitQ joiners;          /* GIL */
+    PyObject *argtuple;     /* all arguments, when there are more than PYG_ARGS */
+    PyObject *kwnames;      /* names of the last of the arguments */
+    PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
 } PyG;
 
 /* Bytes between the G and the C stack that hold the first Python frames. */
@@ -52,6 +51,7 @@ void tstate_swap(PyG *from, PyG *to, M *mp);
 void tstate_attach(PyG *to, M *mp); /* takes the GIL */
 void tstate_detach(PyG *from);      /* lets go of the GIL */
 bool tstate_detached(PyG *pg);      /* any thread, no GIL */
+void tstate_prefetch(PyG *pg);      /* it will be attached soon */
 void tstate_begin(PyG *pg);         /* the goroutine's first act: context, recursion limits */
 int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */
 bool tstate_is_main_thread(void);

@@ -183,7 +183,6 @@ clear_call(PyG *pg)
 static void
 wake_joiners(PyG *pg)
 {
-    mutex_lock(&pg->joinlock);
     G *head = NULL, **tail = &head;
     Sudog *sg;
     while ((sg = waitq_pop(&pg->joiners)) != NULL) {
@@ -191,7 +190,6 @@ wake_joiners(PyG *pg)
         tail = &sg->g->link;
     }
     *tail = NULL;
-    mutex_unlock(&pg->joinlock);
     while (head != NULL) {
         G *gp = head;
         head = gp->link;
@@ -381,8 +379,7 @@ wait_done(Goroutine *h, PyWait *w)
             PyErr_SetString(PyExc_RuntimeError, "a goroutine cannot join itself");
             return 1;
         }
-        mutex_lock(&pg->joinlock);
-        int code = waitq_park(&pg->joiners, &pg->joinlock, false, WAIT_JOIN, w->timeout);
+        int code = waitq_park(&pg->joiners, NULL, false, WAIT_JOIN, w->timeout);
         if (code < 0 && h->state == GR_RUNNING) {
             int again = py_wait_again(w, code);
             if (again < 0)
@@ -722,9 +719,15 @@ cls_poll_signals(void)
         goready_interrupt(&py_main->g, GMP_EINTR);
 }
 
+static void
+cls_prefetch(G *gp)
+{
+    tstate_prefetch((PyG *)gp);
+}
+
 static const Class python_class = {
     .name = "python",
-    .g_size = sizeof(PyG),
+    .g_size = (sizeof(PyG) + GMP_CACHELINE - 1) / GMP_CACHELINE * GMP_CACHELINE,
     .top_reserve = PY_FRAMES_SIZE,
     .stack = STACK_PYTHON,
     .swap = cls_swap,
@@ -732,6 +735,7 @@ static const Class python_class = {
     .suspend = cls_suspend,
     .create = cls_create,
     .detached = cls_detached,
+    .prefetch = cls_prefetch,
     .poll_signals = cls_poll_signals,
     .idle = py_idle,
 };

@@ -206,6 +206,19 @@ tstate_signal_pending(void)
 /* ---- the life of a goroutine ---- */
 
 void
+tstate_prefetch(PyG *pg)
+{
+    char *ts = (char *)pg->ts;
+    __builtin_prefetch(ts, 1);
+    __builtin_prefetch(ts + offsetof(PyThreadState, c_profilefunc), 1);
+    __builtin_prefetch(ts + offsetof(PyThreadState, exc_info), 1);
+    __builtin_prefetch(ts + offsetof(PyThreadState, context), 1);
+    __builtin_prefetch(ts + offsetof(PyThreadState, datastack_limit), 1);
+    __builtin_prefetch(ts + offsetof(PyThreadState, exc_state), 1);
+    __builtin_prefetch(root_chunk(pg), 1);
+}
+
+void
 tstate_begin(PyG *pg)
 {
     PyThreadState *ts = pg->ts;

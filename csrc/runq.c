@@ -5,7 +5,8 @@
  *   2. Anyone may take from the head by CAS; the CAS (release) publishes that the slots were read.
  *   3. tail - head <= RUNQ_SIZE at all times, in wrapping 32-bit arithmetic.
  *   4. runnext is set by the owner and taken by CAS from anyone: a stealer takes it last of all.
- * Global queue: a list through G.link under Sched.lock; n may be read without it, as a hint.
+ * Global queue: a ring under Sched.lock that is made large enough for all goroutines when they are made; n may be read
+ * without the lock, as a hint.
  */
 #include "runtime.h"
 
@@ -21,13 +22,17 @@ runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
     if (!atomic_cas_release(&pp->runqhead, h, h + n)) /* pairs with the acquire loads of head in runqput and runqgrab */
         return false;
     batch[n] = gp;
-    for (uint32_t i = 0; i < n; i++)
-        batch[i]->link = batch[i + 1];
-    batch[n]->link = NULL;
     mutex_lock(&pp->set->lock);
-    globrunqputbatch(pp->set, batch[0], batch[n], n + 1);
+    globrunqputbatch(pp->set, batch, n + 1);
     mutex_unlock(&pp->set->lock);
     return true;
+}
+
+/* A set of one P has nobody who steals: its owner alone takes from the queue, and needs no CAS. */
+static inline bool
+sole_consumer(P *pp)
+{
+    return pp->set->np == 1;
 }
 
 /* Puts gp on the local queue; with next, in runnext, whose goroutine moves to the tail.  Owner only.
@@ -37,8 +42,11 @@ runqput(P *pp, G *gp, bool next)
 {
     if (next) {
         G *old = atomic_load_relaxed(&pp->runnext);
-        while (!atomic_cas(&pp->runnext, old, gp))
-            old = atomic_load_relaxed(&pp->runnext);
+        if (sole_consumer(pp))
+            atomic_store_relaxed(&pp->runnext, gp);
+        else
+            while (!atomic_cas(&pp->runnext, old, gp))
+                old = atomic_load_relaxed(&pp->runnext);
         if (old == NULL)
             return;
         gp = old;
@@ -61,6 +69,18 @@ G *
 runqget(P *pp)
 {
     G *next = atomic_load_relaxed(&pp->runnext);
+    if (sole_consumer(pp)) {
+        if (next != NULL) {
+            atomic_store_relaxed(&pp->runnext, (G *)NULL);
+            return next;
+        }
+        uint32_t h = pp->runqhead;
+        if (h == pp->runqtail)
+            return NULL;
+        G *gp = pp->runq[h % RUNQ_SIZE];
+        atomic_store_relaxed(&pp->runqhead, h + 1);
+        return gp;
+    }
     /* Only the owner sets runnext, so a failed CAS means that it was stolen: no need to try again. */
     if (next != NULL && atomic_cas(&pp->runnext, next, (G *)NULL))
         return next;
@@ -144,24 +164,48 @@ runqsteal(P *pp, P *victim, bool stealnext)
     return gp;
 }
 
+/* Makes room for n goroutines in the global queue and in the list of dead ones. */
+int
+globrunqreserve(Sched *sched, uint32_t n)
+{
+    GQueue *q = &sched->runq;
+    if (n <= q->cap)
+        return GMP_OK;
+    uint32_t cap = q->cap != 0 ? q->cap : 256;
+    while (cap < n)
+        cap *= 2;
+    G **gfree = realloc(sched->gfree, cap * sizeof *gfree);
+    if (gfree == NULL)
+        return GMP_ENOMEM;
+    sched->gfree = gfree;
+    G **ring = malloc(cap * sizeof *ring);
+    if (ring == NULL)
+        return GMP_ENOMEM;
+    for (uint32_t i = 0; i < q->n; i++)
+        ring[i] = q->ring[(q->head + i) & (q->cap - 1)];
+    free(q->ring);
+    q->ring = ring;
+    q->cap = cap;
+    q->head = 0;
+    return GMP_OK;
+}
+
 /* Go: runtime.globrunqput */
 void
 globrunqput(Sched *sched, G *gp)
 {
-    gp->link = NULL;
-    globrunqputbatch(sched, gp, gp, 1);
+    globrunqputbatch(sched, &gp, 1);
 }
 
 /* Go: runtime.globrunqputbatch */
 void
-globrunqputbatch(Sched *sched, G *head, G *tail, uint32_t n)
+globrunqputbatch(Sched *sched, G *const *batch, uint32_t n)
 {
     GQueue *q = &sched->runq;
-    if (q->tail != NULL)
-        q->tail->link = head;
-    else
-        q->head = head;
-    q->tail = tail;
+    if (GMP_UNLIKELY(q->n + n > q->cap) && globrunqreserve(sched, q->n + n) < 0)
+        gmp_throw("more goroutines are runnable than were ever made");
+    for (uint32_t i = 0; i < n; i++)
+        q->ring[(q->head + q->n + i) & (q->cap - 1)] = batch[i];
     atomic_store(&q->n, q->n + n); /* seq_cst: pairs with the re-check of an M that goes idle */
 }
 
@@ -180,20 +224,14 @@ globrunqget(Sched *sched, P *pp, uint32_t max)
         n = max;
     if (n > RUNQ_SIZE / 2)
         n = RUNQ_SIZE / 2;
-    atomic_store(&q->n, q->n - n);
-    G *first = q->head;
-    G *gp = first->link;
+    G *first = q->ring[q->head & (q->cap - 1)];
     /* The ring has room: the caller asks for more than one only when its local queue is empty. */
     uint32_t t = pp->runqtail;
-    for (uint32_t i = 1; i < n; i++) {
-        G *next = gp->link;
-        atomic_store_relaxed(&pp->runq[t++ % RUNQ_SIZE], gp);
-        gp = next;
-    }
+    for (uint32_t i = 1; i < n; i++)
+        atomic_store_relaxed(&pp->runq[t++ % RUNQ_SIZE], q->ring[(q->head + i) & (q->cap - 1)]);
     GMP_CHECK(t - atomic_load_acquire(&pp->runqhead) <= RUNQ_SIZE); /* pairs with consumers */
     atomic_store_release(&pp->runqtail, t);                         /* publishes the slots to stealers */
-    q->head = gp;
-    if (gp == NULL)
-        q->tail = NULL;
+    q->head = (q->head + n) & (q->cap - 1);
+    atomic_store(&q->n, q->n - n);
     return first;
 }

@@ -51,6 +51,8 @@ typedef struct Class {
     /* All Ms of the set are idle, nothing is runnable, no timer is set: a deadlock, unless someone unknown to the core can
      * wake a goroutine.  No lock is held.  Returns 0, or the ns after which to ask again. */
     int64_t (*idle)(Sched *sched);
+    /* gp will run soon: what of it is not in the G (may be NULL). */
+    void (*prefetch)(G *gp);
     /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
     void (*poll_signals)(void);
 } Class;
@@ -97,26 +99,28 @@ typedef enum WaitReason {
 const char *wait_reason_name(WaitReason r); /* Go's words: "chan receive" ... */
 
 struct G {
-    Gobuf sched;         /* saved context; written by the G's own switch, read by whoever resumes it */
-    G *link;             /* run queue or free list */
+    /* What every switch and spawn touches, in one cache line. */
+    Gobuf sched;          /* saved context; written by the G's own switch, read by whoever resumes it */
+    G *link;              /* run queue or free list */
+    M *m;                 /* the M that runs it; NULL when it does not run */
+    M *lastm;             /* the M that ran it last */
+    M *lockedm;           /* the only M that may run it, or NULL */
+    void (*entry)(G *gp); /* first function */
+    uint32_t status;      /* atomic GStatus */
+    uint32_t parkseq;     /* atomic claim word: even while parked and unclaimed, odd when claimed (see park_claim) */
+    int32_t wakecode;     /* why the last park ended: GMP_OK or GMP_E...; written by the claimer */
+    uint8_t waitreason;   /* WaitReason */
+    uint8_t stackclass;   /* StackClass */
+    bool interruptible;   /* its parks may be ended by goready_interrupt (the main goroutine) */
+    bool deep;            /* parked once with more than STACK_KEEP bytes in use */
+
     const Class *cls;
     Sched *set;
-    M *m;                /* the M that runs it; NULL when it does not run */
-    M *lastm;            /* the M that ran it last */
-    M *lockedm;          /* the only M that may run it, or NULL */
-    uint32_t status;     /* atomic GStatus */
-    uint32_t parkseq;    /* atomic claim word: even while parked and unclaimed, odd when claimed (see park_claim) */
-    int32_t wakecode;    /* why the last park ended: GMP_OK or GMP_E...; written by the claimer */
-    uint8_t waitreason;  /* WaitReason */
-    uint8_t stackclass;  /* StackClass */
-    bool interruptible;  /* its parks may be ended by goready_interrupt (the main goroutine) */
-    bool deep;           /* parked once with more than STACK_KEEP bytes in use */
-    void *stack_lo;      /* NULL for a thread's own stack */
-    Sudog *param;        /* the Sudog that was served, for select */
-    void (*entry)(G *gp);
     uint64_t goid;
-    uint64_t parentid;   /* goid of the goroutine that started it */
-    Timer timer;         /* sleep, and the timeout of any other wait */
+    uint64_t parentid; /* goid of the goroutine that started it */
+    void *stack_lo;    /* NULL for a thread's own stack */
+    Sudog *param;      /* the Sudog that was served, for select */
+    Timer timer;       /* sleep, and the timeout of any other wait */
 };
 
 /* Where the G of a slot is: at its top, less 0 to 7 cache lines that vary from slot to slot.  Slots are aligned, so without
@@ -130,12 +134,23 @@ slot_g(const Class *cls, void *lo)
     return (G *)((char *)lo + size - colour * GMP_CACHELINE - cls->g_size);
 }
 
+/* gp was not used for a while and will be soon. */
+static inline void
+prefetch_g(G *gp)
+{
+    char *at = (char *)gp;
+    for (size_t i = 0; i < gp->cls->g_size; i += GMP_CACHELINE)
+        __builtin_prefetch(at + i, 1);
+    __builtin_prefetch(at - gp->cls->top_reserve - GMP_CACHELINE, 1);
+}
+
 /* ---- P ---- */
 #define RUNQ_SIZE_DEFAULT 256
 #ifndef RUNQ_SIZE /* test builds make it tiny */
 #define RUNQ_SIZE RUNQ_SIZE_DEFAULT
 #endif
 #define P_RUNNING ((uintptr_t)1)
+#define GFREE_MAX 64 /* dead goroutines a P keeps; beyond, half go to the set's list */
 
 struct P {
     uintptr_t owner; /* atomic, see the file head */
@@ -146,8 +161,8 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    G *gfree;           /* dead goroutines ready for reuse */
-    uint32_t ngfree;
+    uint32_t ngfree;    /* dead goroutines ready for reuse */
+    G *gfree[GFREE_MAX];
     int64_t gdelta;     /* goroutines started minus finished on this P */
     uint64_t goidcache, goidcacheend;
 
@@ -198,9 +213,13 @@ struct M {
 };
 
 /* ---- Sched ---- */
+/* Queues of goroutines are arrays of pointers, not lists through the Gs: most Gs in a long queue have left the caches, and
+ * walking a list would wait for each in turn. */
 typedef struct GQueue {
-    G *head, *tail;
-    uint32_t n; /* atomic for readers without the lock */
+    G **ring;
+    uint32_t cap;  /* a power of two, at least the number of goroutines of the set, so that putting cannot fail */
+    uint32_t head; /* of the oldest, modulo cap */
+    uint32_t n;    /* atomic for readers without the lock */
 } GQueue;
 
 #define MAX_PROCS 256
@@ -216,8 +235,9 @@ struct Sched {
 
     Mutex lock;
     GQueue runq;        /* the global queue */
-    G *gfree;
-    uint32_t ngfree;
+    uint32_t ngs;       /* goroutines ever made, adopted threads included */
+    G **gfree;          /* stack of dead ones; as large as runq.ring */
+    uint32_t ngfree;    /* atomic for readers without the lock */
     int64_t gdelta;     /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle;    /* atomic */
@@ -326,7 +346,8 @@ bool runqempty(P *pp);
 uint32_t runqlen(P *pp);
 G *runqsteal(P *pp, P *victim, bool stealnext);
 void globrunqput(Sched *sched, G *gp);                             /* Sched.lock */
-void globrunqputbatch(Sched *sched, G *head, G *tail, uint32_t n); /* Sched.lock */
+void globrunqputbatch(Sched *sched, G *const *batch, uint32_t n); /* Sched.lock */
+int globrunqreserve(Sched *sched, uint32_t n);                   /* Sched.lock; GMP_ENOMEM */
 G *globrunqget(Sched *sched, P *pp, uint32_t max);                 /* Sched.lock */
 
 /* ---- timer.c ---- */
