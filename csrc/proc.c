@@ -359,6 +359,7 @@ ready_global(Sched *sched, G *gp)
             /* Found by lm when it reaches a scheduling point: all check this before they sleep, under the lock. */
             atomic_store(&lm->readylocked, gp);
             mutex_unlock(&sched->lock);
+            sysmon_wake(); /* it may not reach one for long */
         }
         return;
     }
@@ -589,6 +590,8 @@ num_goroutine(Sched *sched)
 
 /* ---- switching ---- */
 
+static void go_home(Sched *sched, M *mp, G *gp);
+
 /* On the stack switched to, in the scheduler: the goroutine that was left is saved; let others have it. */
 static void
 commit(M *mp)
@@ -601,6 +604,8 @@ commit(M *mp)
         bool (*unlockf)(G *, void *) = mp->unlockf;
         void *lock = mp->waitlock;
         prev->m = NULL;
+        if (GMP_UNLIKELY(prev->lockedm == NULL && prev->stack_lo == NULL))
+            go_home(prev->set, mp, prev);
         set_status(prev, G_RUNNING, G_WAITING);
         /* From here on prev may run elsewhere, unless unlockf says that it stays. */
         if (unlockf != NULL && !unlockf(prev, lock)) {
@@ -853,6 +858,40 @@ startlockedm(M *mp, G *gp)
     }
     atomic_store(&lm->readylocked, gp);
     mutex_unlock(&sched->lock);
+    sysmon_wake();
+}
+
+bool
+rescue(Sched *sched)
+{
+    M *mp = sched->mainm;
+    G *gp = atomic_load(&mp->readylocked);
+    if (gp == NULL || !gp->interruptible)
+        return false;
+    mutex_lock(&sched->lock);
+    gp = atomic_xchg(&mp->readylocked, (G *)NULL);
+    if (gp != NULL) {
+        gp->lockedm = NULL;
+        mp->thread_g = NULL;
+        globrunqput(sched, gp);
+    }
+    mutex_unlock(&sched->lock);
+    if (gp != NULL)
+        wakep(sched);
+    return gp != NULL;
+}
+
+/* The main goroutine parks on another thread than its own, after a rescue: if its own is free again, it goes on there. */
+static void
+go_home(Sched *sched, M *mp, G *gp)
+{
+    M *home = sched->mainm;
+    mutex_lock(&sched->lock);
+    if (home != NULL && gp->interruptible && (home->idle || home == mp)) {
+        gp->lockedm = home;
+        home->thread_g = gp;
+    }
+    mutex_unlock(&sched->lock);
 }
 
 static void
@@ -941,7 +980,7 @@ stopm(M *mp)
             timeout = again;
     }
     bool woken;
-    if (mp->thread_g != NULL && mp->thread_g->interruptible && sched->cls->poll_signals != NULL && !sched->stopping) {
+    if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
         sched->cls->poll_signals();
         woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
     } else {
@@ -1236,6 +1275,7 @@ sched_afterfork_child(Sched *sched)
     sched->npidle = 0;
     sched->npool = 0;
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
+    sched->mainm = NULL;
     sched->ngfree = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;

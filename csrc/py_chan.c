@@ -82,11 +82,13 @@ static void
 chan_dealloc(PyObject *self)
 {
     PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, chan_dealloc) /* channels in channels, thousands deep */
     if (((PyChan *)self)->weakrefs != NULL)
         PyObject_ClearWeakRefs(self);
     chan_clear(self);
     chan_term(&((PyChan *)self)->c);
     Py_TYPE(self)->tp_free(self);
+    Py_TRASHCAN_END
 }
 
 /* ---- operations ---- */

@@ -60,7 +60,6 @@ bool tstate_signal_pending(void);   /* any thread, no GIL: a signal waits for th
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
 void tstate_forget(void);           /* before the interpreter is finalised: take back what CPython would free */
 void tstate_afterfork_child(PyG *self);
-void tstate_main_goroutine(bool on); /* this is the main thread: may what runs on it handle signals? */
 
 /* ---- py_goroutine.c ---- */
 struct Goroutine {

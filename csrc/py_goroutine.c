@@ -310,11 +310,8 @@ handle_new(void)
 }
 
 static void
-handle_dealloc(PyObject *self)
+handle_free(Goroutine *h)
 {
-    Goroutine *h = (Goroutine *)self;
-    if (PyObject_GC_IsTracked(self))
-        PyObject_GC_UnTrack(self);
     if (h->state == GR_RETURNED) {
         Py_CLEAR(h->u.result);
     } else if (h->state == GR_FAILED) {
@@ -339,8 +336,22 @@ handle_dealloc(PyObject *self)
         free_handles = h;
         nfree_handles++;
     } else {
-        PyObject_GC_Del(self);
+        PyObject_GC_Del(h);
     }
+}
+
+static void
+handle_dealloc(PyObject *self)
+{
+    if (!PyObject_GC_IsTracked(self)) {
+        handle_free((Goroutine *)self);
+        return;
+    }
+    /* It may hold the last reference to another handle, and that to the next: thousands deep. */
+    PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, handle_dealloc)
+    handle_free((Goroutine *)self);
+    Py_TRASHCAN_END
 }
 
 static int
@@ -672,6 +683,7 @@ py_self_slow(void)
         if (py_main == NULL && tstate_is_main_thread()) {
             pg->g.interruptible = true;
             py_main = pg;
+            atomic_store(&SCHED->mainm, mp);
         }
     } else {
         pg = (PyG *)mp->curg;

@@ -128,26 +128,22 @@ moved(PyThreadState *ts)
 #endif
 }
 
-void
-tstate_main_goroutine(bool on)
-{
-    _PyRuntime.main_thread = on ? main_ident : 0;
-}
-
+/* CPython runs signal handlers in "the main thread": that is the one, if any, that runs the main goroutine now. */
 static inline void
-set_signal_duty(PyG *to, M *mp)
+set_signal_duty(bool on)
 {
-    if (GMP_UNLIKELY(py_main != NULL && mp == py_main->g.lockedm))
-        tstate_main_goroutine(to == py_main);
+    _PyRuntime.main_thread = on ? PyThread_get_thread_ident() : 0;
 }
 
 void
 tstate_swap(PyG *from, PyG *to, M *mp)
 {
-    (void)from;
     if (GMP_UNLIKELY(to->g.lastm != mp))
         moved(to->ts);
-    set_signal_duty(to, mp);
+    if (GMP_UNLIKELY(from == py_main))
+        set_signal_duty(false);
+    if (GMP_UNLIKELY(to == py_main))
+        set_signal_duty(true);
     PyThreadState_Swap(to->ts);
 #if PY_VERSION_HEX < 0x030C0000
     BIND_KEY(to->ts);
@@ -160,7 +156,8 @@ tstate_attach(PyG *to, M *mp)
 {
     if (to->g.lastm != mp)
         moved(to->ts);
-    set_signal_duty(to, mp);
+    if (to == py_main)
+        set_signal_duty(true);
 #if PY_VERSION_HEX < 0x030C0000
     BIND_KEY(to->ts);
 #endif
@@ -170,7 +167,8 @@ tstate_attach(PyG *to, M *mp)
 void
 tstate_detach(PyG *from)
 {
-    (void)from;
+    if (from == py_main)
+        set_signal_duty(false);
     PyEval_SaveThread();
 }
 
@@ -401,7 +399,6 @@ void
 tstate_forget(void)
 {
     main_ts = NULL;
-    tstate_main_goroutine(true);
     PyThreadState *self = PyThreadState_Get();
     size_t n = stack_count(SCHED->cls->stack);
     for (size_t i = 0; i < n; i++) {
@@ -428,5 +425,5 @@ tstate_afterfork_child(PyG *self)
     }
     main_ts = PyThreadState_Get();
     main_ident = PyThread_get_thread_ident();
-    tstate_main_goroutine(true);
+    set_signal_duty(true);
 }

@@ -248,6 +248,7 @@ struct Sched {
     uint32_t npool;     /* pool threads among them */
     M *sleeper;         /* the idle M that waits for the next timer */
     int64_t sleepuntil;
+    M *mainm;           /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
     bool stopping;      /* atomic: nothing is scheduled any more */
     uint64_t nhandoff;  /* statistics: Ps taken by sysmon */
 };
@@ -313,6 +314,10 @@ int gopark_timeout(bool (*unlockf)(G *, void *), void *lock, WaitReason reason, 
 int gosleep(int64_t ns);
 
 #define STACK_KEEP (16 * 1024) /* a dead goroutine keeps this much of its stack resident */
+
+/* The main goroutine is ready, but its thread is taken by a goroutine that does not come back: let another thread go on
+ * with the main thread's stack.  sysmon only. */
+bool rescue(Sched *sched);
 
 /* proc.c, for sysmon.c and timer.c */
 void wakep(Sched *sched);

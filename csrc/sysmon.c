@@ -5,6 +5,8 @@
  *     the GIL): the P is taken; handed to another M if there is work, else left idle;
  *   - it is in the same tick for FORCE_PREEMPT_NS and there is work: the P is taken too, and the interpreter's own switch
  *     interval shares the GIL between the two threads.
+ *   - the main goroutine is ready, but the main thread is kept by another goroutine, one that waited there and now blocks or
+ *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
  * until pidleget wakes it, so an idle process has no wake-ups.
  */
@@ -13,6 +15,7 @@
 #ifndef FORCE_PREEMPT_NS
 #define FORCE_PREEMPT_NS (10 * 1000 * 1000)
 #endif
+#define RESCUE_DETACHED_NS (500 * 1000)
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
@@ -70,11 +73,39 @@ start_for_timers(Sched *sched, int64_t now)
 }
 
 static bool
+main_waits(Sched *sched)
+{
+    M *mp = atomic_load(&sched->mainm);
+    return mp != NULL && atomic_load(&mp->readylocked) != NULL;
+}
+
+/* The main goroutine is ready and its thread is not free: wait a little, then move it. */
+static bool
+rescue_main(Sched *sched, int64_t now)
+{
+    static int64_t since[SETS];
+    if (!main_waits(sched)) {
+        since[sched->set] = 0;
+        return false;
+    }
+    if (since[sched->set] == 0) {
+        since[sched->set] = now;
+        return true;
+    }
+    G *gp = atomic_load_relaxed(&sched->mainm->curg);
+    bool detached = gp != NULL && gp->cls->detached != NULL && gp->cls->detached(gp);
+    if (now - since[sched->set] < (detached ? RESCUE_DETACHED_NS : FORCE_PREEMPT_NS))
+        return true;
+    since[sched->set] = 0;
+    return rescue(sched);
+}
+
+static bool
 all_idle(void)
 {
     for (int s = 0; s < SETS; s++) {
         uint32_t np = atomic_load(&scheds[s].np);
-        if (np != 0 && atomic_load(&scheds[s].npidle) != np)
+        if (np != 0 && (atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s])))
             return false;
     }
     return true;
@@ -109,6 +140,7 @@ sysmon(void *arg)
                 continue;
             if (atomic_load(&scheds[s].npidle) != 0)
                 did |= start_for_timers(&scheds[s], now);
+            did |= rescue_main(&scheds[s], now);
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
         }
