@@ -15,10 +15,12 @@ import faulthandler
 import gc
 import os
 import signal
+import subprocess
 import sys
+import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -26,6 +28,7 @@ import pytest
 
 LIMIT = 60.0
 SLOWDOWN = float(os.environ.get("GMP_TEST_SLOWDOWN", "0") or 0) or (5.0 if os.environ.get("GMP_SANITIZE") else 1.0)
+MAX_THREADS = 200  # that a test may leave the runtime with: the most that ran at once in any test, with room
 BUDGET = float(os.environ.get("GMP_TEST_BUDGET", "0") or 0)
 
 
@@ -141,9 +144,16 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(autouse=True)
 def no_goroutine_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The test ends with no more goroutines than it began with.  Those on their way out get a second."""
+    """The test ends with no more goroutines than it began with, and the runtime with a bounded number of threads.
+
+    Goroutines on their way out get a second.
+    """
     before = num_goroutine()
     yield
+    gmp = sys.modules.get("gmp")
+    if gmp is not None:
+        threads = gmp.runtime.stats()["threads"]
+        assert threads <= MAX_THREADS, f"the runtime keeps {threads} threads"
     if before is None or request.node.get_closest_marker("leaks"):
         return
     deadline = time.monotonic() + 1.0 * SLOWDOWN
@@ -185,3 +195,81 @@ def count_gmp_objects() -> dict[str, int]:
         if kind.__module__.partition(".")[0] == "gmp":
             counts[kind.__qualname__] = counts.get(kind.__qualname__, 0) + 1
     return counts
+
+
+class Child:
+    """A script run by the same Python with the same gmp, in a process group of its own."""
+
+    def __init__(self, script: str, *args: str, python: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+        # A crashing child is part of a test: it leaves no core file behind.
+        script = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n" + textwrap.dedent(script)
+        self.process = subprocess.Popen(
+            [sys.executable, *python, "-c", script, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, "PYTHONFAULTHANDLER": "", **(env or {})},
+            start_new_session=True,
+        )
+        self.out = self.err = ""
+
+    def finish(self, timeout: float = 30.0) -> Child:
+        """Wait for its end; past the timeout it is killed and the test fails, with its output shown."""
+        try:
+            self.out, self.err = self.process.communicate(timeout=timeout * SLOWDOWN)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGABRT)
+                time.sleep(0.2)
+            self.kill()
+            self.out, self.err = self.process.communicate()
+            pytest.fail(f"the child still ran after {timeout:g} s\n{self}", pytrace=False)
+        self.kill()  # what it may have started
+        return self
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def readline(self) -> str:
+        """The next line it prints.  The test's own time limit holds."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def expect(self, code: int = 0, out: str | None = None) -> Child:
+        """Check its exit code (negative: the signal that ended it) and its standard output, blanks around it apart."""
+        if self.process.poll() is None:
+            self.finish()
+        if self.process.returncode != code or (out is not None and self.out.strip() != out):
+            want = f"exit code {code}" + ("" if out is None else f" and output {out!r}")
+            pytest.fail(f"expected {want}\n{self}", pytrace=False)
+        return self
+
+    def __str__(self) -> str:
+        return f"exit code {self.process.returncode}\n--- stdout\n{self.out}\n--- stderr\n{self.err}\n---"
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., Child]]:
+    """child(script, *args, python=(options,), env={}) starts one and waits for it; child.start(...) does not wait."""
+    started: list[Child] = []
+
+    def start(script: str, *args: str, python: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Child:
+        started.append(Child(script, *args, python=python, env=env))
+        return started[-1]
+
+    def run(
+        script: str, *args: str, timeout: float = 30.0, python: tuple[str, ...] = (), env: dict[str, str] | None = None
+    ) -> Child:
+        return start(script, *args, python=python, env=env).finish(timeout)
+
+    run.start = start  # type: ignore[attr-defined]
+    yield run
+    for c in started:
+        c.kill()
+        for pipe in (c.process.stdout, c.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        c.process.wait()
