@@ -1281,7 +1281,7 @@ sched_afterfork_child(Sched *sched)
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
     for (uint32_t i = sched->np; i-- > 0;) {
         P *pp = sched->allp[i];
-        timers_clear(&pp->timers);
+        pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
         pp->ngfree = 0;

@@ -17,6 +17,7 @@
 
 PyG *py_main;
 bool py_stopped;
+static PyG *py_forked; /* in the child of a fork that a goroutine made: that goroutine */
 
 static Failure failures = {.next = &failures, .prev = &failures}; /* uncollected ones */
 static PyObject *excepthook;   /* gmp._excepthook.report: called with (exc, id, name, created) */
@@ -256,6 +257,21 @@ finish_failed(PyG *pg, Goroutine *h)
     PyObject_GC_Track(h);
 }
 
+/* The goroutine that forked has ended, in the child: it was all there was. */
+static GMP_NOINLINE GMP_NORETURN void
+end_forked_child(bool failed)
+{
+    static const char *const streams[] = {"stdout", "stderr"};
+    for (int i = 0; i < 2; i++) {
+        PyObject *f = PySys_GetObject(streams[i]);
+        PyObject *r = f != NULL && f != Py_None ? PyObject_CallMethod(f, "flush", NULL) : NULL;
+        Py_XDECREF(r);
+        PyErr_Clear();
+    }
+    fflush(NULL);
+    _exit(failed);
+}
+
 static void
 pyg_entry(G *gp)
 {
@@ -281,6 +297,10 @@ pyg_entry(G *gp)
         wake_joiners(pg);
     if (GMP_UNLIKELY(h->state == GR_FAILED && Py_REFCNT(h) == 1))
         failure_report(h->u.failure, h->id, h->name);
+    if (GMP_UNLIKELY(pg == py_forked)) {
+        py_report_failures();
+        end_forked_child(h->state == GR_FAILED);
+    }
     pg->handle = NULL;
     Py_DECREF(h);
     Py_CLEAR(pg->fn);
@@ -829,28 +849,12 @@ py_stop_method(PyObject *module, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* fork: only the forking goroutine lives on in the child.  The locks that another thread may hold are taken around it. */
-static PyObject *
-py_before_fork(PyObject *module, PyObject *unused)
-{
-    mutex_lock(&SCHED->lock);
-    stack_before_fork();
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-py_after_fork_parent(PyObject *module, PyObject *unused)
-{
-    stack_after_fork();
-    mutex_unlock(&SCHED->lock);
-    Py_RETURN_NONE;
-}
-
+/* fork: only the forking goroutine lives on in the child.  No lock is taken around it: whoever holds one of stack.c's has
+ * the GIL, and the scheduler's lists are made anew. */
 static PyObject *
 py_after_fork_child(PyObject *module, PyObject *unused)
 {
     lock_after_fork();
-    stack_after_fork();
     M *mp = getm();
     PyG *self = mp != NULL ? (PyG *)mp->curg : NULL;
     sysmon_afterfork_child();
@@ -860,8 +864,13 @@ py_after_fork_child(PyObject *module, PyObject *unused)
         f->collected = true; /* the parent's to report */
     failures.next = failures.prev = &failures;
     py_main = self;
-    if (self != NULL)
+    if (self != NULL) {
         self->g.interruptible = true;
+        if (self->g.stack_lo == NULL)
+            SCHED->mainm = mp;
+        else
+            py_forked = self;
+    }
     Py_RETURN_NONE;
 }
 
@@ -888,8 +897,6 @@ PyMethodDef goroutine_methods[] = {
                "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
     {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number, or None.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
-    {"_before_fork", py_before_fork, METH_NOARGS, NULL},
-    {"_after_fork_parent", py_after_fork_parent, METH_NOARGS, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
     {"_stop", py_stop_method, METH_NOARGS, NULL},
     {0},

@@ -140,7 +140,7 @@ timers_run(Timers *ts, int64_t now)
     return next;
 }
 
-/* Forgets all timers (in a forked child). */
+/* Forgets all timers and frees the heap. */
 void
 timers_clear(Timers *ts)
 {
