@@ -343,6 +343,7 @@ tstate_init(void)
         return -1;
     }
     /* Each private field that this file uses must show what the public functions say. */
+    bool had_context = ts->context != NULL;
     PyObject *ctx = PyContext_CopyCurrent(); /* makes sure that there is a context */
     PyObject *dict = PyThreadState_GetDict();
     if (ctx == NULL || dict == NULL)
@@ -364,6 +365,10 @@ tstate_init(void)
     }
     if (!ok)
         return refuse("the layout of PyThreadState differs");
+    if (!had_context) { /* go() copies the caller's context if there is one: do not make one for every program */
+        Py_CLEAR(ts->context);
+        ts->context_ver++;
+    }
     PyObject *threading = PyImport_ImportModule("threading");
     PyObject *main_thread = threading != NULL ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
     PyObject *ident = main_thread != NULL ? PyObject_GetAttrString(main_thread, "ident") : NULL;
