@@ -52,18 +52,20 @@ py_goroutines(PyObject *module, PyObject *unused)
     PyObject *list = PyList_New(0);
     if (list == NULL)
         return NULL;
+    if (py_main != NULL && append_goroutine(list, py_main, "main") < 0) /* its thread may have lost it: rescue() */
+        goto failed;
     for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink) {
         PyG *pg = (PyG *)mp->thread_g;
-        if (atomic_load(&mp->dead) || pg == NULL || mp->set != SCHED)
+        if (atomic_load(&mp->dead) || pg == NULL || pg == py_main || mp->set != SCHED)
             continue;
-        if (append_goroutine(list, pg, pg == py_main ? "main" : "thread") < 0)
+        if (append_goroutine(list, pg, "thread") < 0)
             goto failed;
     }
     const Class *cls = SCHED->cls;
     size_t n = stack_count(cls->stack);
     for (size_t i = 0; i < n; i++) {
         PyG *pg = (PyG *)slot_g(cls, stack_at(cls->stack, i));
-        if (pg->g.cls == cls && pg->handle != NULL && append_goroutine(list, pg, NULL) < 0)
+        if (pg->g.cls == cls && pg->handle != NULL && pg != py_main && append_goroutine(list, pg, NULL) < 0)
             goto failed;
     }
     return list;
