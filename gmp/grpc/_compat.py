@@ -33,7 +33,8 @@ import importlib.util
 import inspect
 import logging
 import threading
-from _thread import allocate_lock
+import time
+from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -51,6 +52,7 @@ _USED = {  # functions of grpc._server and their arguments
     "create_server": "thread_pool generic_rpc_handlers interceptors options maximum_concurrent_rpcs compression xds",
     "_serve": "state",
     "_abort": "state call code details",
+    "_select_thread_pool_for_behavior": "behavior default_thread_pool",
     "_call_behavior": "rpc_event state behavior argument request_deserializer send_response_callback",
     "_unary_response_in_pool": _IN_POOL,
     "_stream_response_in_pool": _IN_POOL,
@@ -120,6 +122,13 @@ def _copy() -> ModuleType:
     def thread(target: Callable[..., object], args: tuple[Any, ...] = ()) -> Any:
         return (_Serving if target is copy._serve else threading.Thread)(target=target, args=args)
 
+    select = copy._select_thread_pool_for_behavior
+
+    def select_thread_pool(behavior: Any, default: _Goroutines) -> Any:
+        pool = select(behavior, default)
+        return default if pool is default else _Threads(pool)
+
+    vars(copy)["_select_thread_pool_for_behavior"] = select_thread_pool
     vars(copy)["threading"] = _changed(threading, Condition=Condition, RLock=RLock, Thread=thread)
     vars(copy)["cygrpc"] = _changed(cygrpc, CompletionQueue=_completion_queue(cygrpc))
 
@@ -136,6 +145,21 @@ def _changed(module: ModuleType, **names: object) -> ModuleType:
     return other
 
 
+_GUEST_WAIT = 0.002  # seconds
+
+
+def _is_guest() -> bool:
+    """Does this goroutine run on a thread that is neither the scheduler's own nor the main one?
+
+    Such a thread is one that waits in gmp itself.  It cannot go on as long as its guest blocks it.
+    """
+    ident = get_ident()
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            return thread is not threading.main_thread() and not isinstance(thread, threading._DummyThread)
+    return False
+
+
 def _completion_queue(cygrpc: ModuleType) -> type:
     """Make the completion queue that the serving goroutine polls."""
     gosched = gmp.gosched
@@ -147,6 +171,8 @@ def _completion_queue(cygrpc: ModuleType) -> type:
             gosched()  # what the last event made ready
             event = wait(self, 0)
             if event.completion_type == nothing:
+                if _is_guest():
+                    deadline = time.time() + _GUEST_WAIT  # the next gosched takes us elsewhere
                 event = wait(self, deadline)  # in C, without the GIL: the scheduler takes the P if it needs it
             return event
 
@@ -205,9 +231,8 @@ class _Goroutines:
         self._counted = counted
 
     def submit(self, run: Callable[..., object], code: Callable[..., object], *args: Any) -> _Started:
-        event, state, behavior = args[:3]
-        if getattr(behavior, "experimental_non_blocking", False):
-            args = (event, state, _NonBlocking(behavior), *args[3:])
+        args = _unblocked(args)
+        event, state = args[:2]
         rpc = _Ending() if self._counted else _STARTED
         try:
             gmp.go(self._run, rpc, run, code, args)
@@ -232,6 +257,23 @@ class _Goroutines:
         with state.condition:
             if not state.statused:
                 self._server._abort(state, event.call, status, details.encode())
+
+
+class _Threads:
+    """The pool that a handler brings along as its `experimental_thread_pool`."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    def submit(self, run: Callable[..., object], code: Callable[..., object], *args: Any) -> Any:
+        return self._pool.submit(run, code, *_unblocked(args))
+
+
+def _unblocked(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the arguments of submit() with a behaviour that may send from anywhere."""
+    if getattr(args[2], "experimental_non_blocking", False):
+        return (*args[:2], _NonBlocking(args[2]), *args[3:])
+    return args
 
 
 class _NonBlocking:

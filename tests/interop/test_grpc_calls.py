@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import logging
 import os
 import queue
@@ -57,6 +58,18 @@ def unary(channel, method="Call"):
 
 uu, us = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
 su, ss = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+
+
+def run_aio(main):
+    """asyncio.run, then drop what is left: grpc.aio's poller serves one loop after the other, but not two at once."""
+    try:
+        asyncio.run(main)
+    finally:
+        gc.collect()
 
 
 def until(condition, timeout=LONG):
@@ -153,7 +166,7 @@ def test_aio_client_every_kind():
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, every_kind()),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    asyncio.run(main(f"127.0.0.1:{port}"))
+    run_aio(main(f"127.0.0.1:{port}"))
     assert server.stop(None).wait(LONG)
 
 
@@ -392,7 +405,7 @@ def test_system_exit_in_a_handler_becomes_unknown_and_the_server_lives():
             print(call(b"", timeout=20))
         server.stop(None).wait(20)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
+    done = run(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0].startswith("UNKNOWN Exception calling application: SystemExit"), done.stdout
     assert "b'fine'" in done.stdout
@@ -581,11 +594,13 @@ def test_forgotten_server_stops():
 # -- health and reflection ---------------------------------------------------------------------------------------------
 
 
-def test_health_check_and_watch():
+@pytest.mark.parametrize("own_pool", [False, True], ids=["goroutines", "pool"])
+def test_health_check_and_watch(own_pool):
     health = pytest.importorskip("grpc_health.v1.health")
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    servicer = health.HealthServicer()
+    pool = futures.ThreadPoolExecutor(4) if own_pool else None
+    servicer = health.HealthServicer(experimental_thread_pool=pool)
     server = gmp.grpc.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -618,6 +633,8 @@ def test_health_check_and_watch():
         assert next(watches[0]).status == status.NOT_SERVING
         assert stub.Check(health_pb2.HealthCheckRequest(service="x"), timeout=LONG).status == status.NOT_SERVING
     assert server.stop(None).wait(LONG)
+    if pool:
+        pool.shutdown()
 
 
 def test_reflection_lists_services():
@@ -694,6 +711,31 @@ def test_blocking_calls_in_handlers_do_not_stop_others():
         assert time.monotonic() - begin < 1.5
 
 
+def test_threads_that_wait_in_gmp_are_not_kept_by_the_server():
+    """A thread that waits in gmp lends itself to goroutines; the serving one, idle as it is, must not block it."""
+    with serving(Call=uu(lambda request, context: request)) as (_, channel):
+        late = []
+
+        def wait(ch):
+            for begin in ch:
+                late.append(time.monotonic() - begin)
+
+        channels = [gmp.Chan() for _ in range(4)]
+        threads = [threading.Thread(target=wait, args=(ch,)) for ch in channels]
+        for thread in threads:
+            thread.start()
+        for i in range(40):
+            assert unary(channel)(b"x", timeout=LONG) == b"x"
+            time.sleep(0.005)
+            channels[i % 4].send(time.monotonic())
+        for ch in channels:
+            ch.close()
+        for thread in threads:
+            thread.join(LONG)
+        assert sorted(late)[len(late) // 2] < 0.1
+        assert max(late) < 0.5
+
+
 # -- stress ------------------------------------------------------------------------------------------------------------
 
 
@@ -746,11 +788,49 @@ def test_goroutines_end_with_their_calls():
         until(lambda: gmp.runtime.num_goroutine() <= before)
 
 
+# -- the end of the process ---------------------------------------------------------------------------------------------
+
+ENDING = """
+    import os, signal, sys, grpc, gmp, gmp.grpc
+
+    def handler(request, context):
+        if request == b"park":
+            gmp.sleep(1000)
+        return request
+
+    handlers = {"M": grpc.unary_unary_rpc_method_handler(handler)}
+    server = gmp.grpc.server((grpc.method_handlers_generic_handler("S", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+    call = channel.unary_unary("/S/M")
+    parked = call.future(b"park")
+    call(b"", timeout=20)
+"""
+ENDINGS = {
+    "exit": "sys.exit(7)",
+    "ctrl-c": "signal.raise_signal(signal.SIGINT); server.wait_for_termination()",
+    "ctrl-c, parked": "gmp.go(os.kill, os.getpid(), signal.SIGINT); gmp.Chan().recv()",
+    "sigterm": """signal.signal(signal.SIGTERM, lambda *_: server.stop(0.1).wait())
+    gmp.go(os.kill, os.getpid(), signal.SIGTERM)
+    server.wait_for_termination()
+    sys.exit(7)""",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_process_ends_with_a_call_parked(ending):
+    """A handler that parks for ever does not keep the process, as in Go."""
+    begin = time.monotonic()
+    done = run(ENDING + "\n    " + ENDINGS[ending])
+    assert time.monotonic() - begin < LONG
+    if ending.startswith("ctrl-c"):
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+    else:
+        assert (done.returncode, done.stderr) == (7, "")
+
+
 # -- without grpcio, with a strange grpcio -----------------------------------------------------------------------------
-
-
-def run(code):
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
 
 
 def test_import_gmp_does_not_import_grpc():
