@@ -4,6 +4,7 @@ The limit has three stages, each for a runtime more broken than the one before; 
     1. at the limit     SIGALRM in the main thread: prints all stacks and fails the test; the run goes on
     2. 5 s later        a daemon thread prints them, if the main thread did not react
     3. 10 s later       faulthandler's own C thread, which needs no GIL, prints all thread stacks and ends the process
+The end of the interpreter has 30 s, under the last stage alone.
 The limit is 60 s, times GMP_TEST_SLOWDOWN, or what @pytest.mark.timeout(seconds) says.  When GMP_TEST_BUDGET seconds of the
 whole run are used up, no further test starts and the run has failed.
 """
@@ -125,7 +126,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[WATCHDOG].disarm()
+    watchdog = config.stash[WATCHDOG]
+    watchdog.disarm()
+    faulthandler.dump_traceback_later(30 * SLOWDOWN, exit=True, file=watchdog.stderr)
 
 
 @pytest.hookimpl(wrapper=True)

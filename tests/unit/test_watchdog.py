@@ -37,7 +37,7 @@ def test_next():
         GMP_TEST_SLOWDOWN="1",
     )
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "1 failed, 1 passed" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert "TestTimeout: test_child.py::test_hangs ran longer than 0.3 s" in done.stdout
     assert "+++ test_child.py::test_hangs: time limit of 0.3 s +++" in done.stderr
     assert "in test_hangs" in done.stderr
@@ -101,3 +101,20 @@ def test_clean():
     )
     assert "1 goroutine(s) left behind" in done.stdout, done.stdout + done.stderr
     assert "3 passed, 1 error" in done.stdout
+
+
+@pytest.mark.slow
+def test_hanging_interpreter_is_ended(tmp_path: Path) -> None:
+    done = run_pytest(
+        tmp_path,
+        """
+import atexit, threading
+
+def test_passes():
+    atexit.register(threading.Event().wait)
+""",
+        GMP_TEST_SLOWDOWN="0.05",
+    )
+    assert done.returncode == 1
+    assert "1 passed" in done.stdout
+    assert "Timeout (0:00:01.5" in done.stderr
