@@ -113,6 +113,7 @@ WATCHDOG = pytest.StashKey[Watchdog]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # whoever started this process may have blocked it
     # The real stderr: by the time it is needed, descriptor 2 may be captured.
     config.stash[WATCHDOG] = Watchdog(os.fdopen(os.dup(2), "w", encoding="utf-8"))
 
