@@ -22,7 +22,7 @@
  * its goroutines left to pool threads: a hop between threads (5 to 30 us) for each channel operation of the main program.
  * Taking a P under the GIL instead of by CAS: the same price on Python's side, and of no use to native goroutines.
  */
-#include "runtime.h"
+#include "netpoll.h"
 
 #include <stdio.h>
 
@@ -80,11 +80,25 @@ wait_reason_name(WaitReason r)
         [WAIT_WAITGROUP] = "sync.WaitGroup.Wait",
         [WAIT_JOIN] = "join",
         [WAIT_FUTURE] = "future",
+        [WAIT_IO_READ] = "IO wait (read)",
+        [WAIT_IO_WRITE] = "IO wait (write)",
     };
     return (unsigned)r < WAIT_REASONS ? names[r] : "?";
 }
 
 /* ---- idle Ps and Ms (Sched.lock) ---- */
+
+static uint32_t polled; /* atomic: some M waits in the net poller, or is about to */
+
+/* Wakes an M that was taken off the idle list. */
+static void
+wakem(M *mp)
+{
+    note_wakeup(&mp->park);
+    /* stopm sets polling before it looks at the note for the last time. */
+    if (atomic_load(&mp->polling))
+        netpoll_break();
+}
 
 static void
 pidleput(Sched *sched, P *pp)
@@ -211,7 +225,7 @@ startm(Sched *sched, P *pp, bool spinning)
         mp->nextp = pp;
         mp->wakespinning = spinning;
         mutex_unlock(&sched->lock);
-        note_wakeup(&mp->park);
+        wakem(mp);
         return;
     }
     bool room = sched->npool < MAX_THREADS;
@@ -289,7 +303,7 @@ wake_sleeper(Sched *sched, int64_t when)
     if (mp != NULL && sched->sleepuntil > when) {
         midleremove(sched, mp);
         mutex_unlock(&sched->lock);
-        note_wakeup(&mp->park);
+        wakem(mp);
         return;
     }
     bool start = mp == NULL && sched->npidle != 0;
@@ -318,6 +332,8 @@ handoffp(P *pp)
     int64_t next = earliest_timer(sched);
     if (next != 0)
         wake_sleeper(sched, next);
+    else if (netpoll_waiters() != 0 && !atomic_load(&polled))
+        startm(sched, NULL, false); /* somebody has to poll */
 }
 
 /* ---- making goroutines runnable ---- */
@@ -354,7 +370,7 @@ ready_global(Sched *sched, G *gp)
             lm->nextp = pidleget(sched, lm);
             lm->wakespinning = false;
             mutex_unlock(&sched->lock);
-            note_wakeup(&lm->park);
+            wakem(lm);
         } else {
             /* Found by lm when it reaches a scheduling point: all check this before they sleep, under the lock. */
             atomic_store(&lm->readylocked, gp);
@@ -397,6 +413,16 @@ goready(G *gp)
 {
     set_status(gp, G_WAITING, G_RUNNABLE);
     make_runnable(gp);
+}
+
+void
+injectglist(G *list)
+{
+    while (list != NULL) {
+        G *gp = list;
+        list = gp->link;
+        goready(gp);
+    }
 }
 
 bool
@@ -617,10 +643,15 @@ commit(M *mp)
     case SWITCH_YIELD:
         prev->m = NULL;
         set_status(prev, G_RUNNING, G_RUNNABLE);
-        if (pp != NULL)
+        if (pp != NULL) {
             ready_local(prev->set, pp, prev, false);
-        else
-            ready_global(prev->set, prev);
+        } else {
+            /* Not by ready_global: a thread's own goroutine, too, comes back after those that are runnable. */
+            mutex_lock(&prev->set->lock);
+            globrunqput(prev->set, prev);
+            mutex_unlock(&prev->set->lock);
+            wakep(prev->set);
+        }
         break;
     case SWITCH_DEAD:
         prev->m = NULL;
@@ -761,6 +792,19 @@ goexit(void)
 
 /* ---- timed parks ---- */
 
+int
+timer_arm(Sched *sched, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq)
+{
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == sched ? mp->p : NULL;
+    bool mine = pp != NULL && (atomic_load_relaxed(&pp->owner) & ~P_RUNNING) == (uintptr_t)mp;
+    Timers *ts = mine ? &pp->timers : &sched->allp[0]->timers;
+    int err = timer_add(ts, t, when, fn, arg, seq);
+    if (err == GMP_OK && atomic_load(&ts->next) == when)
+        wake_sleeper(sched, when);
+    return err;
+}
+
 static void
 timeout_fire(void *arg, uint32_t seq)
 {
@@ -874,7 +918,7 @@ startlockedm(M *mp, G *gp)
         }
         lm->wakespinning = false;
         mutex_unlock(&sched->lock);
-        note_wakeup(&lm->park);
+        wakem(lm);
         return;
     }
     atomic_store(&lm->readylocked, gp);
@@ -955,6 +999,39 @@ work_left(Sched *sched)
     return false;
 }
 
+/* Sleeps in the net poller instead of on the note.  True when someone woke this M.  When descriptors are ready it takes itself
+ * off the idle list, with a P if one is idle, to run their goroutines itself.  Go: the end of runtime.findrunnable */
+static bool
+poll_sleep(M *mp, int64_t timeout, bool *left)
+{
+    Sched *sched = mp->set;
+    int64_t deadline = timeout < 0 ? 0 : nanotime() + timeout;
+    G *list = NULL;
+    atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
+    while (!note_sleep(&mp->park, 0)) {
+        bool signalled = false;
+        list = netpoll(timeout, &signalled);
+        if (list != NULL)
+            break;
+        if (signalled && mp == sched->mainm && sched->cls->poll_signals != NULL)
+            sched->cls->poll_signals();
+        if (timeout >= 0 && (timeout = deadline - nanotime()) <= 0)
+            break;
+    }
+    atomic_store(&mp->polling, 0u);
+    if (list != NULL) {
+        mutex_lock(&sched->lock);
+        if (mp->idle) {
+            midleremove(sched, mp);
+            *left = true;
+            mp->p = pidleget(sched, mp);
+        }
+        mutex_unlock(&sched->lock);
+        injectglist(list);
+    }
+    return note_sleep(&mp->park, 0);
+}
+
 static void
 disturbed(void *sched)
 {
@@ -973,7 +1050,7 @@ stopm(M *mp)
         return;
     }
     midleput(sched, mp);
-    bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && !sched->stopping;
+    bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
     if (sched->npidle != 0 && !sched->stopping) {
         int64_t when = earliest_timer(sched);
         if (when != 0 && (sched->sleeper == NULL || sched->sleepuntil > when)) {
@@ -990,15 +1067,18 @@ stopm(M *mp)
         if (again > 0)
             timeout = again;
     }
-    bool woken;
-    if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
+    bool woken, left = false;
+    if (netpoll_waiters() != 0 && atomic_cas(&polled, 0u, 1u)) {
+        woken = poll_sleep(mp, timeout, &left);
+        atomic_store(&polled, 0u);
+    } else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
         sched->cls->poll_signals();
         woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
     } else {
         woken = note_sleep(&mp->park, timeout);
     }
     mutex_lock(&sched->lock);
-    if (!woken && !mp->idle) {
+    if (!woken && !left && !mp->idle) {
         /* Someone took this M off the list as the time ran out; the wake-up is on its way. */
         mutex_unlock(&sched->lock);
         note_sleep(&mp->park, -1);
@@ -1075,6 +1155,13 @@ findrunnable(M *mp)
             mutex_unlock(&sched->lock);
             if (gp != NULL)
                 return gp;
+        }
+        if (netpoll_waiters() != 0) {
+            G *list = netpoll(0, NULL);
+            if (list != NULL) {
+                injectglist(list);
+                continue;
+            }
         }
         if ((gp = stealwork(mp, pp)) != NULL)
             return gp;
@@ -1273,6 +1360,7 @@ sched_afterfork_child(Sched *sched)
             mp->dead = true;
         }
     sched->lock = (Mutex){0};
+    polled = 0;
     sched->runq.n = 0;
     sched->runq.head = 0;
     sched->midle = NULL;

@@ -3,7 +3,7 @@
  *   py_tstate.c     the only file that touches private fields of CPython
  *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
  *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
- *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup
+ *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
  *   py_runtime.c    statistics, listing goroutines  py_module.c the module
  *
  * All of it runs with the GIL, but for the hooks of the Class (Class.resume, detached, idle): each says so.
@@ -124,6 +124,7 @@ int64_t py_idle(Sched *sched);
 /* ---- others ---- */
 int chan_module_init(PyObject *module);
 int sync_module_init(PyObject *module);
+int net_module_init(PyObject *module);
 extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[];
 extern PyObject *ChanClosed, *DeadlockError;
 

@@ -9,6 +9,7 @@
  * A failure is collected by result() or join(), which raise it; reported when it happens and nobody holds the handle;
  * reported when the handle goes; or reported at exit: once, whichever comes first.
  */
+#include "netpoll.h"
 #include "py_gmp.h"
 
 #include <signal.h>
@@ -858,6 +859,7 @@ py_after_fork_child(PyObject *module, PyObject *unused)
     M *mp = getm();
     PyG *self = mp != NULL ? (PyG *)mp->curg : NULL;
     sysmon_afterfork_child();
+    netpoll_afterfork_child();
     sched_afterfork_child(SCHED);
     tstate_afterfork_child(self);
     for (Failure *f = failures.next; f != &failures; f = f->next)

@@ -94,6 +94,8 @@ typedef enum WaitReason {
     WAIT_WAITGROUP,
     WAIT_JOIN,
     WAIT_FUTURE,
+    WAIT_IO_READ,
+    WAIT_IO_WRITE,
     WAIT_REASONS
 } WaitReason;
 const char *wait_reason_name(WaitReason r); /* Go's words: "chan receive" ... */
@@ -207,6 +209,7 @@ struct M {
     uint32_t id;
     uint64_t tid;
     Note park;
+    uint32_t polling; /* atomic: waits in the net poller, not on park: see wakem */
     M *alllink;     /* all Ms, push-only */
     void *g0stack;  /* slab stack of an adopted thread's g0 */
     void *sigstack;
@@ -276,6 +279,7 @@ void disown_thread(M *mp);
  * is refused; fill was not called then. */
 uint64_t newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
 void goready(G *gp);
+void injectglist(G *list); /* goready for a list through link.  Go: runtime.injectglist */
 GMP_NORETURN void goexit(void);
 /* Lets others run; returns false when there was no one. */
 bool gosched(void);
@@ -310,6 +314,8 @@ bool goready_interrupt(G *gp, int code);
 
 /* Parks with a timeout (ns; negative never) on top of gopark; parkseq must have begun.  The waker side claims. */
 int gopark_timeout(bool (*unlockf)(G *, void *), void *lock, WaitReason reason, uint32_t seq, int64_t timeout);
+/* Arms a timer from anywhere, inside the scheduler or not. */
+int timer_arm(Sched *sched, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq);
 /* Sleep.  Go: time.Sleep */
 int gosleep(int64_t ns);
 

@@ -10,12 +10,13 @@
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
  * until pidleget wakes it, so an idle process has no wake-ups.
  */
-#include "runtime.h"
+#include "netpoll.h"
 
 #ifndef FORCE_PREEMPT_NS
 #define FORCE_PREEMPT_NS (10 * 1000 * 1000)
 #endif
 #define RESCUE_DETACHED_NS (500 * 1000)
+#define POLL_NS (10 * 1000 * 1000)
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
@@ -143,6 +144,12 @@ sysmon(void *arg)
             did |= rescue_main(&scheds[s], now);
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
+        }
+        /* All Ps are busy and nobody looked at the descriptors for long: their goroutines go to the global queue. */
+        if (netpoll_waiters() != 0 && now - netpoll_lastpoll() > POLL_NS) {
+            G *list = netpoll(0, NULL);
+            did |= list != NULL;
+            injectglist(list);
         }
         if (did) {
             quiet = 0;

@@ -1,0 +1,111 @@
+/* netpoll_epoll.c: the net poller's back-end on Linux.
+ *
+ * Some facts about epoll: EPOLLET reports each change once, to one waiter; EPOLLRDHUP, EPOLLHUP and EPOLLERR make both reads and
+ * writes worth a try; a closed descriptor leaves the set by itself only with its last duplicate, so it is taken out first;
+ * regular files are refused with EPERM.
+ */
+#ifdef __linux__
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "netpoll.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EVENTS 128
+
+static int epfd = -1, breakfd = -1;
+
+int
+netpoll_backend_init(void)
+{
+    epfd = epoll_create1(EPOLL_CLOEXEC);
+    breakfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0}; /* cookie 0: the break */
+    if (epfd >= 0 && breakfd >= 0 && epoll_ctl(epfd, EPOLL_CTL_ADD, breakfd, &ev) == 0)
+        return GMP_OK;
+    netpoll_backend_afterfork_child();
+    return GMP_EAGAIN;
+}
+
+/* The parent's epoll set is shared: leave it alone and make another one. */
+void
+netpoll_backend_afterfork_child(void)
+{
+    if (epfd >= 0)
+        close(epfd);
+    if (breakfd >= 0)
+        close(breakfd);
+    epfd = breakfd = -1;
+}
+
+int
+netpoll_backend_open(int fd, uint64_t cookie)
+{
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = cookie};
+    return epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : errno;
+}
+
+void
+netpoll_backend_close(int fd)
+{
+    struct epoll_event ev = {0};
+    (void)epoll_ctl(epfd, EPOLL_CTL_DEL, fd, &ev);
+}
+
+void
+netpoll_backend_break(void)
+{
+    uint64_t one = 1;
+    ssize_t n = write(breakfd, &one, sizeof one);
+    (void)n; /* EAGAIN: it is set already */
+}
+
+static int
+wait_for(struct epoll_event *events, int64_t delay)
+{
+    if (delay <= 0)
+        return epoll_wait(epfd, events, EVENTS, delay < 0 ? -1 : 0);
+#ifdef SYS_epoll_pwait2
+    static bool missing;
+    if (!missing) { /* Linux 5.11: takes nanoseconds */
+        struct timespec ts = {(time_t)(delay / 1000000000), (long)(delay % 1000000000)};
+        int n = (int)syscall(SYS_epoll_pwait2, epfd, events, EVENTS, &ts, NULL, (size_t)0);
+        if (n >= 0 || errno != ENOSYS)
+            return n;
+        missing = true;
+    }
+#endif
+    int64_t ms = (delay + 999999) / 1000000;
+    return epoll_wait(epfd, events, EVENTS, ms > 1000000000 ? 1000000000 : (int)ms);
+}
+
+bool
+netpoll_backend_poll(int64_t delay)
+{
+    struct epoll_event events[EVENTS];
+    int n = wait_for(events, delay);
+    if (n < 0)
+        return errno != EINTR;
+    for (int i = 0; i < n; i++) {
+        uint32_t ev = events[i].events;
+        if (events[i].data.u64 == 0) {
+            uint64_t count;
+            if (delay != 0) { /* a poll that does not wait leaves it to the one that does */
+                ssize_t r = read(breakfd, &count, sizeof count);
+                (void)r;
+            }
+            continue;
+        }
+        netpoll_ready(events[i].data.u64, (ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0,
+                      (ev & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0, (ev & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
+    }
+    return true;
+}
+
+#endif

@@ -1,0 +1,470 @@
+/* py_net.c: FD: a non-blocking descriptor in the net poller, with reads and writes that park.  gmp/net.py builds on it.
+ *
+ * The descriptor is closed when the last operation on it has ended: close() evicts, which wakes those who wait, and whoever
+ * leaves last unregisters and closes.  So no operation ever meets a reused descriptor number.
+ * System calls on non-blocking descriptors are short and keep the GIL: dropping and taking it would cost more.
+ */
+#include <errno.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "netpoll.h"
+#include "py_gmp.h"
+
+typedef struct PyFD {
+    PyObject_HEAD
+    PollDesc *pd;   /* NULL: closed for good */
+    int fd;
+    uint32_t users; /* operations under way */
+    bool closing;
+    bool socket;
+    bool stream;    /* a short read has emptied it: wait for the next edge before trying again */
+    bool drained;
+    bool keep;      /* do not close the descriptor: it is somebody else's */
+    PyObject *weakrefs;
+} PyFD;
+
+#define READ_MAX (64 * 1024) /* stays below malloc's mmap threshold */
+
+#if PY_VERSION_HEX < 0x030D0000
+#define PyLong_AsInt _PyLong_AsInt
+#endif
+
+static PyObject *
+raise_errno(int err)
+{
+    errno = err;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *
+raise_closed(void)
+{
+    PyObject *args = Py_BuildValue("(is)", EBADF, "use of a closed connection");
+    if (args != NULL)
+        PyErr_SetObject(PyExc_OSError, args);
+    Py_XDECREF(args);
+    return NULL;
+}
+
+static void
+fd_finish(PyFD *self)
+{
+    PollDesc *pd = self->pd;
+    self->pd = NULL;
+    netpoll_close(pd);
+    if (!self->keep)
+        close(self->fd);
+    self->fd = -1;
+}
+
+static bool
+fd_enter(PyFD *self)
+{
+    if (self->closing || self->pd == NULL) {
+        raise_closed();
+        return false;
+    }
+    self->users++;
+    return true;
+}
+
+static void
+fd_leave(PyFD *self)
+{
+    if (--self->users == 0 && self->closing && self->pd != NULL)
+        fd_finish(self);
+}
+
+static void
+fd_close_now(PyFD *self)
+{
+    if (self->closing || self->pd == NULL)
+        return;
+    self->closing = true;
+    netpoll_evict(self->pd);
+    if (self->users == 0)
+        fd_finish(self);
+}
+
+/* Parks until ready.  0, or -1 with an exception. */
+static int
+fd_wait(PyFD *self, PollMode mode)
+{
+    PyWait w = {.timeout = -1};
+    for (;;) {
+        if (py_wait_begin(&w) < 0)
+            return -1;
+        int code = netpoll_wait(self->pd, mode);
+        switch (code) {
+        case GMP_OK:
+            return 0;
+        case GMP_ECLOSED:
+            raise_closed();
+            return -1;
+        case GMP_ETIMEDOUT:
+            PyErr_Format(PyExc_TimeoutError, "%s timed out", mode == POLL_READ ? "read" : "write");
+            return -1;
+        case GMP_ESTATE: {
+            PyObject *args = Py_BuildValue("(is)", EBUSY,
+                                           mode == POLL_READ ? "another goroutine waits to read from this descriptor"
+                                                             : "another goroutine waits to write to this descriptor");
+            if (args != NULL)
+                PyErr_SetObject(PyExc_OSError, args);
+            Py_XDECREF(args);
+            return -1;
+        }
+        default: {
+            int again = py_wait_again(&w, code);
+            if (again == 0)
+                py_raise_code(code, "wait for a descriptor", NULL);
+            if (again <= 0)
+                return -1;
+        }
+        }
+    }
+}
+
+/* One read into buf, parking while there is nothing.  -1 with an exception. */
+static Py_ssize_t
+fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags)
+{
+    if (!fd_enter(self))
+        return -1;
+    Py_ssize_t n = -1;
+    if (self->drained && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ) && fd_wait(self, POLL_READ) < 0)
+        goto done;
+    for (;;) {
+        n = self->socket ? recv(self->fd, buf, (size_t)size, flags) : read(self->fd, buf, (size_t)size);
+        if (n >= 0) {
+            self->drained = self->stream && n > 0 && n < size;
+            break;
+        }
+        if (errno == EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                break;
+            continue;
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            raise_errno(errno);
+            break;
+        }
+        if (fd_wait(self, POLL_READ) < 0)
+            break;
+    }
+done:
+    fd_leave(self);
+    return n;
+}
+
+static PyObject *
+fd_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_ssize_t size = READ_MAX;
+    if (nargs > 2) {
+        PyErr_SetString(PyExc_TypeError, "read() takes a size and flags at most");
+        return NULL;
+    }
+    if (nargs >= 1 && args[0] != Py_None) {
+        size = PyNumber_AsSsize_t(args[0], PyExc_OverflowError);
+        if (size == -1 && PyErr_Occurred())
+            return NULL;
+        if (size < 0) {
+            PyErr_Format(PyExc_ValueError, "read() size must be 0 or more, not %zd", size);
+            return NULL;
+        }
+    }
+    int flags = nargs == 2 ? PyLong_AsInt(args[1]) : 0;
+    if (flags == -1 && PyErr_Occurred())
+        return NULL;
+    if (size > READ_MAX)
+        size = READ_MAX;
+    if (size == 0)
+        return PyBytes_FromStringAndSize(NULL, 0);
+    PyObject *data = PyBytes_FromStringAndSize(NULL, size);
+    if (data == NULL)
+        return NULL;
+    Py_ssize_t n = fd_read_some((PyFD *)op, PyBytes_AS_STRING(data), size, flags);
+    if (n < 0) {
+        Py_DECREF(data);
+        return NULL;
+    }
+    if (n != size)
+        _PyBytes_Resize(&data, n);
+    return data;
+}
+
+static PyObject *
+fd_read_into(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs < 1 || nargs > 3) {
+        PyErr_SetString(PyExc_TypeError, "read_into() takes a buffer, a size and flags");
+        return NULL;
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(args[0], &view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    Py_ssize_t size = nargs > 1 ? PyNumber_AsSsize_t(args[1], PyExc_OverflowError) : 0;
+    int flags = nargs > 2 ? PyLong_AsInt(args[2]) : 0;
+    PyObject *r = NULL;
+    if (PyErr_Occurred())
+        goto done;
+    if (size <= 0 || size > view.len)
+        size = view.len;
+    Py_ssize_t n = size == 0 ? 0 : fd_read_some((PyFD *)op, view.buf, size, flags);
+    if (n >= 0)
+        r = PyLong_FromSsize_t(n);
+done:
+    PyBuffer_Release(&view);
+    return r;
+}
+
+/* Writes some; parks while there is no room.  -1 with an exception. */
+static Py_ssize_t
+fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags)
+{
+    for (;;) {
+        Py_ssize_t n = self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL) : write(self->fd, buf, (size_t)size);
+        if (n >= 0)
+            return n;
+        if (errno == EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                return -1;
+            continue;
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            raise_errno(errno);
+            return -1;
+        }
+        if (fd_wait(self, POLL_WRITE) < 0)
+            return -1;
+    }
+}
+
+static PyObject *
+fd_write_args(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool all)
+{
+    PyFD *self = (PyFD *)op;
+    if (nargs < 1 || nargs > 2) {
+        PyErr_SetString(PyExc_TypeError, "write() takes a bytes-like object and flags");
+        return NULL;
+    }
+    int flags = nargs == 2 ? PyLong_AsInt(args[1]) : 0;
+    if (flags == -1 && PyErr_Occurred())
+        return NULL;
+    Py_buffer view;
+    if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    Py_ssize_t done = -1;
+    if (fd_enter(self)) {
+        done = 0;
+        do {
+            Py_ssize_t n = fd_write_some(self, (const char *)view.buf + done, view.len - done, flags);
+            if (n < 0) {
+                done = -1;
+                break;
+            }
+            done += n;
+        } while (all && done < view.len);
+        fd_leave(self);
+    }
+    PyBuffer_Release(&view);
+    return done < 0 ? NULL : PyLong_FromSsize_t(done);
+}
+
+static PyObject *
+fd_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return fd_write_args(op, args, nargs, true);
+}
+
+static PyObject *
+fd_write_part(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return fd_write_args(op, args, nargs, false);
+}
+
+static PyObject *
+fd_wait_method(PyObject *op, PollMode mode)
+{
+    PyFD *self = (PyFD *)op;
+    if (!fd_enter(self))
+        return NULL;
+    int r = fd_wait(self, mode);
+    fd_leave(self);
+    if (r < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+fd_wait_read(PyObject *op, PyObject *unused)
+{
+    return fd_wait_method(op, POLL_READ);
+}
+
+static PyObject *
+fd_wait_write(PyObject *op, PyObject *unused)
+{
+    return fd_wait_method(op, POLL_WRITE);
+}
+
+static PyObject *
+set_deadline(PyObject *op, PyObject *arg, bool rd, bool wr)
+{
+    PyFD *self = (PyFD *)op;
+    int64_t timeout, when = 0;
+    if (py_timeout(arg, "set_deadline()", &timeout) < 0)
+        return NULL;
+    if (!fd_enter(self))
+        return NULL;
+    if (timeout >= 0) {
+        int64_t now = nanotime();
+        when = timeout > INT64_MAX - now ? 0 : now + timeout;
+    }
+    int code = GMP_OK;
+    if (rd)
+        code = netpoll_set_deadline(self->pd, POLL_READ, when);
+    if (wr && code == GMP_OK)
+        code = netpoll_set_deadline(self->pd, POLL_WRITE, when);
+    fd_leave(self);
+    if (code == GMP_ECLOSED)
+        return raise_closed();
+    if (code != GMP_OK) {
+        py_raise_code(code, "set_deadline()", NULL);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+fd_set_deadline(PyObject *op, PyObject *arg)
+{
+    return set_deadline(op, arg, true, true);
+}
+
+static PyObject *
+fd_set_read_deadline(PyObject *op, PyObject *arg)
+{
+    return set_deadline(op, arg, true, false);
+}
+
+static PyObject *
+fd_set_write_deadline(PyObject *op, PyObject *arg)
+{
+    return set_deadline(op, arg, false, true);
+}
+
+static PyObject *
+fd_close(PyObject *op, PyObject *unused)
+{
+    fd_close_now((PyFD *)op);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+fd_fileno(PyObject *op, PyObject *unused)
+{
+    PyFD *self = (PyFD *)op;
+    return PyLong_FromLong(self->closing ? -1 : self->fd);
+}
+
+static PyObject *
+fd_get_closed(PyObject *op, void *closure)
+{
+    PyFD *self = (PyFD *)op;
+    return PyBool_FromLong(self->closing || self->pd == NULL);
+}
+
+static PyObject *
+fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"fileno", "keep", NULL};
+    int fd, keep = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|p:FD", keywords, &fd, &keep))
+        return NULL;
+    struct stat st;
+    if (fd < 0)
+        return raise_errno(EBADF);
+    if (fstat(fd, &st) < 0)
+        return raise_errno(errno);
+    PollDesc *pd;
+    int err = netpoll_open(SCHED, fd, &pd);
+    if (err != 0)
+        return raise_errno(err);
+    PyFD *self = (PyFD *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        netpoll_evict(pd);
+        netpoll_close(pd);
+        return NULL;
+    }
+    self->pd = pd;
+    self->fd = fd;
+    self->keep = keep;
+    self->socket = S_ISSOCK(st.st_mode);
+    int kind = 0;
+    socklen_t len = sizeof kind;
+    self->stream = self->socket && getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &len) == 0 && kind == SOCK_STREAM;
+    return (PyObject *)self;
+}
+
+static void
+fd_dealloc(PyObject *op)
+{
+    PyFD *self = (PyFD *)op;
+    if (self->weakrefs != NULL)
+        PyObject_ClearWeakRefs(op);
+    fd_close_now(self);
+    Py_TYPE(op)->tp_free(op);
+}
+
+static PyMethodDef fd_methods[] = {
+    {"read", (PyCFunction)(void (*)(void))fd_read, METH_FASTCALL,
+     PyDoc_STR("read($self, size=65536, flags=0, /)\n--\n\nRead what is there, at least one byte and at most size (and 64 KiB), "
+               "parking while there\nis nothing; b\"\" at the end.  Raises OSError, TimeoutError at the deadline.")},
+    {"read_into", (PyCFunction)(void (*)(void))fd_read_into, METH_FASTCALL,
+     PyDoc_STR("read_into($self, buffer, size=0, flags=0, /)\n--\n\nThe same into a writable buffer; returns the number of bytes.")},
+    {"write", (PyCFunction)(void (*)(void))fd_write, METH_FASTCALL,
+     PyDoc_STR("write($self, data, flags=0, /)\n--\n\nWrite all of data, parking while there is no room; returns its length.\n\n"
+               "Raises OSError, TimeoutError at the deadline: part of it may have been written then.")},
+    {"write_part", (PyCFunction)(void (*)(void))fd_write_part, METH_FASTCALL,
+     PyDoc_STR("write_part($self, data, flags=0, /)\n--\n\nWrite some of data, parking while there is no room; returns how much.")},
+    {"wait_read", fd_wait_read, METH_NOARGS, PyDoc_STR("wait_read($self, /)\n--\n\nPark until a read is worth a try.")},
+    {"wait_write", fd_wait_write, METH_NOARGS, PyDoc_STR("wait_write($self, /)\n--\n\nPark until a write is worth a try.")},
+    {"set_deadline", fd_set_deadline, METH_O,
+     PyDoc_STR("set_deadline($self, seconds, /)\n--\n\nReads and writes raise TimeoutError from then on, waiting ones included.\n\n"
+               "seconds from now; None: never.  Go: net.Conn.SetDeadline.")},
+    {"set_read_deadline", fd_set_read_deadline, METH_O, PyDoc_STR("set_read_deadline($self, seconds, /)\n--\n\nFor reads only.")},
+    {"set_write_deadline", fd_set_write_deadline, METH_O,
+     PyDoc_STR("set_write_deadline($self, seconds, /)\n--\n\nFor writes only.")},
+    {"close", fd_close, METH_NOARGS,
+     PyDoc_STR("close($self, /)\n--\n\nClose it; those who wait on it get OSError.  Again: nothing.")},
+    {"fileno", fd_fileno, METH_NOARGS, PyDoc_STR("fileno($self, /)\n--\n\nThe descriptor; -1 when closed.")},
+    {0},
+};
+static PyGetSetDef fd_getset[] = {
+    {"closed", fd_get_closed, NULL, PyDoc_STR("True after close()."), NULL},
+    {0},
+};
+static PyTypeObject FD_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gmp._core.FD",
+    .tp_doc = PyDoc_STR("FD(fileno, keep=False)\n--\n\nA non-blocking descriptor in the net poller; close() and the end of the object\n"
+                        "close it, unless keep.  Go: internal/poll.FD."),
+    .tp_basicsize = sizeof(PyFD),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = fd_new,
+    .tp_dealloc = fd_dealloc,
+    .tp_methods = fd_methods,
+    .tp_getset = fd_getset,
+    .tp_weaklistoffset = offsetof(PyFD, weakrefs),
+};
+
+int
+net_module_init(PyObject *module)
+{
+    if (PyType_Ready(&FD_Type) < 0)
+        return -1;
+    return PyModule_AddObjectRef(module, "FD", (PyObject *)&FD_Type);
+}
