@@ -133,6 +133,8 @@ static inline void
 set_signal_duty(bool on)
 {
     _PyRuntime.main_thread = on ? PyThread_get_thread_ident() : 0;
+    if (on && main_ts != NULL)
+        main_ts->thread_id = _PyRuntime.main_thread; /* finalization expects it, wherever it happens */
 }
 
 void
