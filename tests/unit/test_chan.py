@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 import weakref
@@ -67,7 +68,7 @@ def test_waiting_receivers_are_served_in_order() -> None:
     gs = []
     for i in range(10):
         gs.append(go(receive, i))
-        while gmp.runtime.stack(all=True).count("[chan receive]") <= i:
+        while len(re.findall(r"^goroutine \d+ \[chan receive\]", gmp.runtime.stack(all=True), re.M)) <= i:
             gmp.gosched()
     for i in range(10):
         ch.send(i)
