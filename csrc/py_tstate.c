@@ -128,6 +128,21 @@ moved(PyThreadState *ts)
 #endif
 }
 
+/* Binding a thread's key to `to` also clears bound_gilstate of the one that it named before.  When that one has moved since
+ * and is bound where it is now, this is wrong; harmless, but for an assertion of debug builds.  After an attach, with the GIL. */
+static inline void
+bound_here(PyG *to, M *mp)
+{
+#if PY_VERSION_HEX >= 0x030C0000 && defined(Py_DEBUG)
+    static __thread PyG *last;
+    if (last != NULL && last != to && last->g.lastm != mp && last->ts != NULL)
+        last->ts->_status.bound_gilstate = 1;
+    last = to->g.stack_lo != NULL ? to : NULL; /* an adopted thread's stand-in may be freed */
+#else
+    (void)to, (void)mp;
+#endif
+}
+
 /* CPython runs signal handlers in "the main thread": that is the one, if any, that runs the main goroutine now. */
 static inline void
 set_signal_duty(bool on)
@@ -147,6 +162,7 @@ tstate_swap(PyG *from, PyG *to, M *mp)
     if (GMP_UNLIKELY(to == py_main))
         set_signal_duty(true);
     PyThreadState_Swap(to->ts);
+    bound_here(to, mp);
 #if PY_VERSION_HEX < 0x030C0000
     BIND_KEY(to->ts);
 #endif
@@ -164,6 +180,7 @@ tstate_attach(PyG *to, M *mp)
     BIND_KEY(to->ts);
 #endif
     PyEval_RestoreThread(to->ts);
+    bound_here(to, mp);
 }
 
 void
