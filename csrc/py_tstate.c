@@ -118,14 +118,19 @@ tstate_new(PyG *pg)
 #define BIND_KEY(ts) PyThread_tss_set(&_PyRuntime.gilstate.autoTSSkey, (ts))
 #endif
 
+/* Before an attach on mp, without the GIL. */
 static inline void
-moved(PyThreadState *ts)
+moved(PyG *to, M *mp)
 {
 #if PY_VERSION_HEX >= 0x030C0000
-    ts->_status.bound_gilstate = PyGILState_GetThisThreadState() == ts;
-#else
-    (void)ts;
+    bool bound = PyGILState_GetThisThreadState() == to->ts;
+#ifdef Py_DEBUG
+    atomic_store(&to->bound, bound); /* in this order: see bound_here */
+    atomic_store(&to->g.lastm, mp);
 #endif
+    to->ts->_status.bound_gilstate = bound;
+#endif
+    (void)to, (void)mp;
 }
 
 /* Binding a thread's key to `to` also clears bound_gilstate of the one that it named before.  When that one has moved since
@@ -135,12 +140,12 @@ bound_here(PyG *to, M *mp)
 {
 #if PY_VERSION_HEX >= 0x030C0000 && defined(Py_DEBUG)
     static __thread PyG *last;
-    if (last != NULL && last != to && last->g.lastm != mp && last->ts != NULL)
-        last->ts->_status.bound_gilstate = 1;
-    last = to->g.stack_lo != NULL ? to : NULL; /* an adopted thread's stand-in may be freed */
-#else
-    (void)to, (void)mp;
+    to->bound = true;
+    if (last != NULL && last != to && atomic_load(&last->g.lastm) != mp && last->ts != NULL)
+        last->ts->_status.bound_gilstate = atomic_load(&last->bound);
+    last = to->g.stack_lo != NULL || to == py_main ? to : NULL; /* another adopted thread's stand-in may be freed */
 #endif
+    (void)to, (void)mp;
 }
 
 /* CPython runs signal handlers in "the main thread": that is the one, if any, that runs the main goroutine now. */
@@ -156,7 +161,7 @@ void
 tstate_swap(PyG *from, PyG *to, M *mp)
 {
     if (GMP_UNLIKELY(to->g.lastm != mp))
-        moved(to->ts);
+        moved(to, mp);
     if (GMP_UNLIKELY(from == py_main))
         set_signal_duty(false);
     if (GMP_UNLIKELY(to == py_main))
@@ -173,7 +178,7 @@ void
 tstate_attach(PyG *to, M *mp)
 {
     if (to->g.lastm != mp)
-        moved(to->ts);
+        moved(to, mp);
     if (to == py_main)
         set_signal_duty(true);
 #if PY_VERSION_HEX < 0x030C0000
