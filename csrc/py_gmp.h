@@ -36,6 +36,9 @@ typedef struct PyG {
     PyObject *argtuple;     /* all arguments, when there are more than PYG_ARGS */
     PyObject *kwnames;      /* names of the last of the arguments */
     PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
+#ifdef Py_DEBUG
+    bool bound; /* bound_gilstate as it should be: see bound_here */
+#endif
 } PyG;
 
 /* Bytes between the G and the C stack that hold the first Python frames. */
