@@ -269,10 +269,10 @@ def test_deadline_ends_the_call_and_the_handler_sees_it():
 
     with serving(Call=uu(handler)) as (_, channel):
         with pytest.raises(grpc.RpcError) as caught:
-            unary(channel)(b"", timeout=0.2)
+            unary(channel)(b"", timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert inactive.wait(LONG)
-    assert 0 < remaining[0] <= 0.2
+    assert 0 <= remaining[0] <= 0.5
 
 
 @pytest.mark.parametrize("kind", ["UU", "US", "SU", "SS"])

@@ -138,11 +138,18 @@ def test_1500_bidi_streams_parked(server):
 
 
 def test_300_senders_parked(server):
-    """Responses that the client does not read yet."""
+    """Responses that the client does not read yet.
+
+    On several connections: unread ones use up a connection's window, which stays small if it does not probe.
+    """
 
     async def main():
-        async with grpc.aio.insecure_channel(server.target) as channel:
-            streams = [channel.unary_stream("/S/Slow")(b"", timeout=LONG) for _ in range(300)]
+        async with contextlib.AsyncExitStack() as stack:
+            streams = []
+            for i in range(30):
+                options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0), ("client", i)]
+                channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.target, options=options))
+                streams += [channel.unary_stream("/S/Slow")(b"", timeout=LONG) for _ in range(10)]
             await server.until_goroutines(lambda n: n >= 300)
             await asyncio.sleep(0.2)
             assert server.goroutines() >= 300
