@@ -141,8 +141,12 @@ bound_here(PyG *to, M *mp)
 #if PY_VERSION_HEX >= 0x030C0000 && defined(Py_DEBUG)
     static __thread PyG *last;
     to->bound = true;
-    if (last != NULL && last != to && atomic_load(&last->g.lastm) != mp && last->ts != NULL)
-        last->ts->_status.bound_gilstate = atomic_load(&last->bound);
+    if (last != NULL && last != to && last->ts != NULL) {
+        if (atomic_load(&last->g.lastm) != mp)
+            last->ts->_status.bound_gilstate = atomic_load(&last->bound);
+        else
+            last->bound = false;
+    }
     last = to->g.stack_lo != NULL || to == py_main ? to : NULL; /* another adopted thread's stand-in may be freed */
 #endif
     (void)to, (void)mp;
