@@ -156,8 +156,8 @@ poll_commit(G *gp, void *arg)
     if (atomic_cas(&s->state, PD_WAIT, (uintptr_t)gp))
         return true;
     atomic_xadd(&waiters, (uint32_t)-1);
-    /* An edge, a deadline or a close came in between: stay.  Nobody else can have claimed but a signal. */
-    return park_claim(gp, gp->parkseq);
+    /* An edge, a deadline or a close came in between: do not park, unless a signal has claimed the wake-up already. */
+    return !park_claim(gp, gp->parkseq);
 }
 
 int
