@@ -92,13 +92,13 @@ waitq_park(WaitQ *q, Mutex *lock, bool front, WaitReason reason, int64_t timeout
 {
     G *gp = getg();
     Sudog sg = {.g = gp, .claimed = must_claim(gp, timeout)};
+    gp->wakecode = GMP_OK;
     if (sg.claimed)
         sg.seq = park_begin(gp);
     if (front)
         waitq_pushfront(q, &sg);
     else
         waitq_push(q, &sg);
-    gp->wakecode = GMP_OK;
     int code = gopark_timeout(lock != NULL ? unlock_commit : NULL, lock, reason, sg.seq, timeout);
     if (code != GMP_OK) {
         if (lock != NULL)
@@ -226,10 +226,10 @@ chanpark(Hchan *c, WaitQ *q, Sudog *sg, WaitReason reason, int64_t timeout)
 {
     G *gp = sg->g;
     sg->claimed = must_claim(gp, timeout);
+    gp->wakecode = GMP_OK;
     if (sg->claimed)
         sg->seq = park_begin(gp);
     waitq_push(q, sg);
-    gp->wakecode = GMP_OK;
     int code = gopark_timeout(unlock_commit, &c->lock, reason, sg->seq, timeout);
     if (GMP_UNLIKELY(code != GMP_OK)) {
         mutex_lock(&c->lock);
@@ -469,6 +469,8 @@ select_locked(SelectState *st, const uint16_t *pollorder, int64_t timeout, bool 
         return ci >= 0 ? ci : GMP_ETIMEDOUT;
     }
     G *gp = getg();
+    gp->param = NULL;
+    gp->wakecode = GMP_OK;
     uint32_t seq = park_begin(gp);
     for (int i = 0; i < st->n; i++) {
         int k = st->lockorder[i];
@@ -477,8 +479,6 @@ select_locked(SelectState *st, const uint16_t *pollorder, int64_t timeout, bool 
             (Sudog){.g = gp, .elem = cas->elem, .c = cas->c, .seq = seq, .claimed = true, .index = (uint16_t)k};
         waitq_push(cas->send ? &cas->c->sendq : &cas->c->recvq, &st->sudogs[i]);
     }
-    gp->param = NULL;
-    gp->wakecode = GMP_OK;
     int code = gopark_timeout(select_commit, st, WAIT_SELECT, seq, timeout);
     sellock(st);
     for (int i = 0; i < st->n; i++) {

@@ -432,8 +432,11 @@ goready_interrupt(G *gp, int code)
     if ((seq & 1) != 0 || !park_claim(gp, seq))
         return false;
     gp->wakecode = code;
-    /* The claim may come between park_begin and the commit of the switch: wait for the latter. */
+    /* The claim may come between park_begin and the end of the commit of the switch: wait for the latter.  Other wakers are
+     * kept out by the lock that unlockf gives back, or by the timer that it arms. */
     while (atomic_load_acquire(&gp->status) != G_WAITING) /* pairs with set_status in commit */
+        sys_thread_yield();
+    while (atomic_load_acquire(&gp->lastm->committing) == gp) /* pairs with the store in commit */
         sys_thread_yield();
     goready(gp);
     return true;
@@ -632,12 +635,17 @@ commit(M *mp)
         prev->m = NULL;
         if (GMP_UNLIKELY(prev->lockedm == NULL && prev->stack_lo == NULL))
             go_home(prev->set, mp, prev);
+        bool guarded = prev->interruptible;
+        if (GMP_UNLIKELY(guarded))
+            atomic_store(&mp->committing, prev);
         set_status(prev, G_RUNNING, G_WAITING);
         /* From here on prev may run elsewhere, unless unlockf says that it stays. */
         if (unlockf != NULL && !unlockf(prev, lock)) {
             set_status(prev, G_WAITING, G_RUNNABLE);
             make_runnable(prev);
         }
+        if (GMP_UNLIKELY(guarded))
+            atomic_store_release(&mp->committing, (G *)NULL); /* pairs with the wait in goready_interrupt */
         break;
     }
     case SWITCH_YIELD:

@@ -192,6 +192,7 @@ struct M {
     /* From a switch to the first act of the context switched to. */
     G *prev;        /* who was left */
     int prevkind;   /* SwitchKind */
+    G *committing;  /* atomic: an interruptible goroutine whose unlockf has not returned yet */
     bool (*unlockf)(G *, void *);
     void *waitlock;
 
@@ -293,13 +294,13 @@ void sched_stop(Sched *sched);
 void sched_afterfork_child(Sched *sched);
 
 /* Waits with more than one waker (timeouts, select, interrupts): the waker that claims the park may wake the G.
- *   owner: seq = park_begin(gp); publish itself with seq; gopark ...
+ *   owner: gp->wakecode = GMP_OK; seq = park_begin(gp); publish itself with seq; gopark ...
  *   waker: if (park_claim(gp, seq)) { gp->wakecode = ...; goready(gp); } */
 static inline uint32_t
 park_begin(G *gp)
 {
     uint32_t seq = (atomic_load_relaxed(&gp->parkseq) | 1) + 1;
-    atomic_store_relaxed(&gp->parkseq, seq); /* published by whatever publishes the G */
+    atomic_store_release(&gp->parkseq, seq); /* pairs with the CAS in park_claim: the claimer's wakecode comes after ours */
     return seq;
 }
 

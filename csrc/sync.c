@@ -57,13 +57,13 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
             if (timeout < 0)
                 timeout = 0;
         }
+        gp->wakecode = GMP_OK;
         if (w.sg.claimed)
             w.sg.seq = park_begin(gp);
         if (again)
             waitq_pushfront(&m->waiters, &w.sg);
         else
             waitq_push(&m->waiters, &w.sg);
-        gp->wakecode = GMP_OK;
         int code = gopark_timeout(unlock_commit, &m->lock, WAIT_MUTEX, w.sg.seq, timeout);
         if (code != GMP_OK) {
             mutex_lock(&m->lock);
