@@ -871,14 +871,14 @@ gopark_timeout(bool (*unlockf)(G *, void *), void *lock, WaitReason reason, uint
     return code;
 }
 
-/* Go: time.Sleep.  GMP_OK, or what an interrupt left. */
+/* Go: time.Sleep; differs: with no time to sleep it still lets others run.  GMP_OK, or what an interrupt left. */
 int
 gosleep(int64_t ns)
 {
     G *gp = getm()->curg;
     gp->wakecode = GMP_OK;
     uint32_t seq = park_begin(gp);
-    int code = gopark_timeout(NULL, NULL, WAIT_SLEEP, seq, ns);
+    int code = gopark_timeout(NULL, NULL, WAIT_SLEEP, seq, ns > 0 ? ns : 0);
     return code == GMP_ETIMEDOUT ? GMP_OK : code;
 }
 
