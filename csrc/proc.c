@@ -35,7 +35,7 @@ static uint32_t next_mid;
 static uint64_t next_goid = 1;
 
 #define GOID_BATCH 16
-#define GLOBAL_TICK 61 /* the global queue first, every so many decisions, so that two goroutines cannot shut it out */
+#define GLOBAL_TICK 61 /* decisions between two turns of those whom two busy goroutines could shut out: see fair_turn */
 #define TIMER_TICK 8   /* decisions between two looks at the clock, while there is something to run */
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
 
@@ -691,7 +691,7 @@ finish_switch(void)
 static inline void
 prefetch_queue(P *pp)
 {
-    uint32_t h = pp->runqhead;
+    uint32_t h = atomic_load_relaxed(&pp->runqhead);
     if (pp->runqtail - h < 8)
         return;
     prefetch_g(pp->runq[(h + 3) % RUNQ_SIZE]);
@@ -699,6 +699,20 @@ prefetch_queue(P *pp)
     __builtin_prefetch(soon->sched.sp, 1);
     if (soon->cls->prefetch != NULL)
         soon->cls->prefetch(soon);
+}
+
+/* Every GLOBAL_TICK decisions: one from the global queue, if there is one; and runnext gives way. */
+static G *
+fair_turn(Sched *sched, P *pp)
+{
+    G *gp = NULL;
+    runqkick(pp);
+    if (atomic_load(&sched->runq.n) != 0) {
+        mutex_lock(&sched->lock);
+        gp = globrunqget(sched, pp, 1);
+        mutex_unlock(&sched->lock);
+    }
+    return gp;
 }
 
 /* A goroutine that the switch can go to directly, or NULL: then g0 looks further. */
@@ -716,11 +730,8 @@ schedule_fast(M *mp, P *pp)
     if (GMP_UNLIKELY(atomic_load_relaxed(&pp->timers.next) != 0) && ++pp->timertick % TIMER_TICK == 0)
         timers_run(&pp->timers, nanotime());
     G *gp = NULL;
-    if (GMP_UNLIKELY(pp->schedtick % GLOBAL_TICK == 0) && atomic_load_relaxed(&sched->runq.n) != 0) {
-        mutex_lock(&sched->lock);
-        gp = globrunqget(sched, pp, 1);
-        mutex_unlock(&sched->lock);
-    }
+    if (GMP_UNLIKELY(pp->schedtick % GLOBAL_TICK == 0))
+        gp = fair_turn(sched, pp);
     if (gp == NULL) {
         gp = runqget(pp);
         prefetch_queue(pp);
@@ -1148,13 +1159,8 @@ findrunnable(M *mp)
         for (uint32_t i = 0; i < sched->np; i++) /* an idle P's timers are everybody's */
             if (atomic_load(&sched->allp[i]->timers.next) != 0)
                 timers_run(&sched->allp[i]->timers, nanotime());
-        if (pp->schedtick % GLOBAL_TICK == 0 && atomic_load(&sched->runq.n) != 0) {
-            mutex_lock(&sched->lock);
-            gp = globrunqget(sched, pp, 1);
-            mutex_unlock(&sched->lock);
-            if (gp != NULL)
-                return gp;
-        }
+        if (pp->schedtick % GLOBAL_TICK == 0 && (gp = fair_turn(sched, pp)) != NULL)
+            return gp;
         if ((gp = runqget(pp)) != NULL)
             return gp;
         if (atomic_load(&sched->runq.n) != 0) {

@@ -95,6 +95,21 @@ runqget(P *pp)
     }
 }
 
+/* Sends runnext to the tail when others wait, so that two goroutines that keep waking each other do not shut them out.
+ * Owner only.  Go: there the pair shares a time slice, at whose end it is preempted. */
+void
+runqkick(P *pp)
+{
+    G *next = atomic_load_relaxed(&pp->runnext);
+    if (next == NULL || pp->runqtail == atomic_load_relaxed(&pp->runqhead))
+        return;
+    if (sole_consumer(pp))
+        atomic_store_relaxed(&pp->runnext, (G *)NULL);
+    else if (!atomic_cas(&pp->runnext, next, (G *)NULL))
+        return; /* stolen */
+    runqput(pp, next, false);
+}
+
 /* True when the queue was empty at one instant, runnext included.  Go: runtime.runqempty */
 bool
 runqempty(P *pp)
@@ -134,13 +149,14 @@ runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
                 return 0;
             if (!atomic_cas(&victim->runnext, next, (G *)NULL))
                 continue;
-            batch[batchhead % RUNQ_SIZE] = next;
+            atomic_store_relaxed(&batch[batchhead % RUNQ_SIZE], next);
             return 1;
         }
         if (n > RUNQ_SIZE / 2) /* head and tail were read at different times */
             continue;
         for (uint32_t i = 0; i < n; i++)
-            batch[(batchhead + i) % RUNQ_SIZE] = atomic_load_relaxed(&victim->runq[(h + i) % RUNQ_SIZE]);
+            atomic_store_relaxed(&batch[(batchhead + i) % RUNQ_SIZE], /* a late thief may be reading that slot */
+                                 atomic_load_relaxed(&victim->runq[(h + i) % RUNQ_SIZE]));
         if (atomic_cas_release(&victim->runqhead, h, h + n))
             return n;
     }

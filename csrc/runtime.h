@@ -354,6 +354,7 @@ extern M *allm; /* atomic head of the list of all Ms */
 /* ---- runq.c ---- */
 void runqput(P *pp, G *gp, bool next);
 G *runqget(P *pp);
+void runqkick(P *pp);
 bool runqempty(P *pp);
 uint32_t runqlen(P *pp);
 G *runqsteal(P *pp, P *victim, bool stealnext);
