@@ -353,6 +353,9 @@ static void
 ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
+    if (sched->np == 1)
+        return; /* it is not idle: we have it */
+    atomic_fence(); /* pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues */
     if (atomic_load(&sched->npidle) != 0)
         wakep(sched);
 }
