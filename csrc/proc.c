@@ -751,10 +751,25 @@ schedule_fast(M *mp, P *pp)
     return gp;
 }
 
+/* sysmon has taken this M's P: an idle one will do as well, and saves the detour by way of g0.  Go: exitsyscallfast */
+static GMP_NOINLINE P *
+p_regain(M *mp)
+{
+    Sched *sched = mp->set;
+    if (atomic_load(&sched->npidle) == 0 || atomic_load(&sched->stopping))
+        return NULL;
+    mutex_lock(&sched->lock);
+    mp->p = pidleget(sched, mp);
+    mutex_unlock(&sched->lock);
+    return mp->p;
+}
+
 static void
 switch_away(M *mp, G *gp, SwitchKind kind)
 {
     P *pp = p_enter(mp);
+    if (GMP_UNLIKELY(pp == NULL))
+        pp = p_regain(mp);
     G *next = pp != NULL ? schedule_fast(mp, pp) : NULL;
     mp->prev = gp;
     mp->prevkind = kind;
