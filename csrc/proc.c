@@ -321,6 +321,12 @@ handoffp(P *pp)
         startm(sched, pp, false);
         return;
     }
+    /* Nobody is idle and nobody looks for work: there may be some to steal. */
+    if (sched->np > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
+        atomic_cas(&sched->nmspinning, 0u, 1u)) {
+        startm(sched, pp, true);
+        return;
+    }
     mutex_lock(&sched->lock);
     if (sched->runq.n != 0) {
         mutex_unlock(&sched->lock);
@@ -328,10 +334,13 @@ handoffp(P *pp)
         return;
     }
     pidleput(sched, pp);
+    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->cls->idle != NULL;
     mutex_unlock(&sched->lock);
     int64_t next = earliest_timer(sched);
     if (next != 0)
         wake_sleeper(sched, next);
+    else if (all_idle)
+        startm(sched, NULL, false); /* they went to sleep while pp was on its way: one has to ask again in stopm */
     else if (netpoll_waiters() != 0 && !atomic_load(&polled))
         startm(sched, NULL, false); /* somebody has to poll */
 }
@@ -1088,6 +1097,8 @@ stopm(M *mp)
     }
     midleput(sched, mp);
     bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
+    if (sched->npidle != sched->np)
+        all_idle = false; /* a P is on its way from one M to another, perhaps with goroutines in its queue */
     if (sched->npidle != 0 && !sched->stopping) {
         int64_t when = earliest_timer(sched);
         if (when != 0 && (sched->sleeper == NULL || sched->sleepuntil > when)) {
@@ -1321,7 +1332,7 @@ disown_thread(M *mp)
     mutex_lock(&sched->lock);
     sched->nm--;
     sched->ngs--;
-    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL;
+    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL && sched->cls->idle != NULL;
     mutex_unlock(&sched->lock);
     sys_sigstack_free(mp->sigstack);
     mp->sigstack = NULL;
@@ -1330,8 +1341,8 @@ disown_thread(M *mp)
     setm(NULL);
     gobuf_destroy(&mp->g0);
     mretire(mp);
-    if (all_idle && sched->cls->idle != NULL)
-        sched->cls->idle(sched);
+    if (all_idle)
+        startm(sched, NULL, false); /* to ask Class.idle */
 }
 
 /* ---- start and end ---- */
