@@ -124,9 +124,9 @@ sysmon(void *arg)
         if (all_idle()) {
             note_clear(&note);
             atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
-            if (all_idle())
+            /* Whoever has reset the flag will wake the note, even if late: wait for that, or it would come in the next sleep. */
+            if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
                 note_sleep(&note, -1);
-            atomic_store(&asleep, 0u);
             quiet = 0;
             delay = MIN_DELAY_US;
             continue;
