@@ -33,6 +33,7 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
 {
     G *gp = getg();
     MutexWaiter w = {.sg = {.g = gp, .claimed = timeout >= 0 || gp->interruptible}};
+    int64_t left = timeout;
     for (;;) {
         mutex_lock(&m->lock);
         uint32_t key = atomic_load_relaxed(&m->key);
@@ -53,9 +54,9 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
         if (!again) {
             w.since = now;
         } else if (timeout >= 0) {
-            timeout -= now - w.since;
-            if (timeout < 0)
-                timeout = 0;
+            left = timeout - (now - w.since);
+            if (left < 0)
+                left = 0;
         }
         gp->wakecode = GMP_OK;
         if (w.sg.claimed)
@@ -64,13 +65,15 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
             waitq_pushfront(&m->waiters, &w.sg);
         else
             waitq_push(&m->waiters, &w.sg);
-        int code = gopark_timeout(unlock_commit, &m->lock, WAIT_MUTEX, w.sg.seq, timeout);
+        int code = gopark_timeout(unlock_commit, &m->lock, WAIT_MUTEX, w.sg.seq, left);
         if (code != GMP_OK) {
             mutex_lock(&m->lock);
             waitq_remove(&m->waiters, &w.sg);
-            if (m->waiters.first == NULL)
-                while (!atomic_cas(&m->key, m->key, m->key & ~GMUTEX_WAITERS))
-                    ;
+            if (m->waiters.first == NULL) {
+                do
+                    key = atomic_load_relaxed(&m->key);
+                while (!atomic_cas(&m->key, key, key & ~GMUTEX_WAITERS));
+            }
             mutex_unlock(&m->lock);
             return code;
         }
@@ -124,11 +127,12 @@ int
 gwaitgroup_add(Gwaitgroup *wg, int64_t delta)
 {
     mutex_lock(&wg->lock);
-    if (wg->n + delta < 0) {
+    int64_t n;
+    if (__builtin_add_overflow(wg->n, delta, &n) || n < 0) {
         mutex_unlock(&wg->lock);
         return GMP_ESTATE;
     }
-    wg->n += delta;
+    wg->n = n;
     G *head = NULL, **tail = &head;
     if (wg->n == 0) {
         Sudog *sg;
