@@ -515,7 +515,7 @@ gfget(Sched *sched, P *pp)
     }
     uint32_t n = --pp->ngfree;
     if (n >= 2)
-        prefetch_g(pp->gfree[n - 2]); /* a burst of spawns waits for memory more than for anything else */
+        prefetch_g(sched->cls, pp->gfree[n - 2]); /* a burst of spawns waits for memory more than for anything else */
     return pp->gfree[n];
 }
 
@@ -706,11 +706,14 @@ prefetch_queue(P *pp)
     uint32_t h = atomic_load_relaxed(&pp->runqhead);
     if (pp->runqtail - h < 8)
         return;
-    prefetch_g(pp->runq[(h + 3) % RUNQ_SIZE]);
+    const Class *cls = pp->set->cls;
+    prefetch_g(cls, pp->runq[(h + 3) % RUNQ_SIZE]);
+    if (pp->set->np > 1)
+        return; /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
     __builtin_prefetch(soon->sched.sp, 1);
-    if (soon->cls->prefetch != NULL)
-        soon->cls->prefetch(soon);
+    if (cls->prefetch != NULL)
+        cls->prefetch(soon);
 }
 
 /* Every GLOBAL_TICK decisions: one from the global queue, if there is one; and runnext gives way. */
@@ -1310,7 +1313,7 @@ adopt_thread(Sched *sched, G *thread_g)
     thread_g->status = G_RUNNING;
     thread_g->goid = goid_next(NULL);
     gobuf_init_thread(&thread_g->sched);
-    mp->curg = thread_g;
+    atomic_store_relaxed(&mp->curg, thread_g);
     mutex_lock(&sched->lock);
     sched->nm++;
     mutex_unlock(&sched->lock);
@@ -1337,7 +1340,7 @@ disown_thread(M *mp)
     sys_sigstack_free(mp->sigstack);
     mp->sigstack = NULL;
     mp->thread_g = NULL;
-    mp->curg = NULL;
+    atomic_store_relaxed(&mp->curg, (G *)NULL);
     setm(NULL);
     gobuf_destroy(&mp->g0);
     mretire(mp);

@@ -138,12 +138,12 @@ slot_g(const Class *cls, void *lo)
 
 /* gp was not used for a while and will be soon. */
 static inline void
-prefetch_g(G *gp)
+prefetch_g(const Class *cls, G *gp)
 {
     char *at = (char *)gp;
-    for (size_t i = 0; i < gp->cls->g_size; i += GMP_CACHELINE)
+    for (size_t i = 0; i < cls->g_size; i += GMP_CACHELINE)
         __builtin_prefetch(at + i, 1);
-    __builtin_prefetch(at - gp->cls->top_reserve - GMP_CACHELINE, 1);
+    __builtin_prefetch(at - cls->top_reserve - GMP_CACHELINE, 1);
 }
 
 /* ---- P ---- */
