@@ -30,7 +30,7 @@ fill(G *gp, void *arg)
 
     to->fn = from->fn;
     to->arg = from->arg;
-    to->detached = 0;
+    atomic_store(&to->detached, 0u); /* sysmon may be looking at the last one's */
 }
 
 uint64_t
@@ -99,7 +99,7 @@ quiet(void)
     for (;;) {
         bool still;
         mutex_lock(&s->lock);
-        still = s->runq.n == 0 && s->nmspinning == 0 && s->npidle + 1 >= s->np && s->nmidle + 1 >= s->nm;
+        still = s->runq.n == 0 && atomic_load(&s->nmspinning) == 0 && s->npidle + 1 >= s->np && s->nmidle + 1 >= s->nm;
         mutex_unlock(&s->lock);
         for (uint32_t i = 0; i < s->np; i++)
             still &= runqempty(s->allp[i]) && atomic_load(&s->allp[i]->timers.next) == 0;
