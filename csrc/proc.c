@@ -242,7 +242,7 @@ startm(Sched *sched, P *pp, bool spinning)
         mp->wakespinning = spinning;
         char name[16];
         snprintf(name, sizeof name, "gmp-m%u", mp->id);
-        err = sys_thread_start(mstart, mp, name);
+        err = sys_thread_start(mstart, mp, name, true);
         if (err == GMP_OK)
             return;
         mp->nextp = NULL;

@@ -837,6 +837,10 @@ py_stop(void)
 {
     if (py_stopped)
         return;
+    /* The main goroutine may be away from its thread (rescue), which is where the interpreter should end: give it the chance
+     * to go home. */
+    for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm; i++)
+        gosleep(1000 * 1000);
     py_report_failures();
     py_stopped = true;
     sched_stop(SCHED);

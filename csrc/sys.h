@@ -36,9 +36,10 @@ GuardKind sys_guard_kind(void);
 GuardKind sys_guard_page(void *addr);
 
 /* ---- threads ---- */
-/* Starts a detached thread with all signals blocked, but those that a fault of its own raises (SIGSEGV, SIGBUS, SIGFPE,
- * SIGILL, SIGTRAP, SIGSYS).  name (15 characters count) shows in /proc and debuggers.  0 or GMP_EAGAIN / GMP_ENOMEM. */
-int sys_thread_start(void (*fn)(void *), void *arg, const char *name);
+/* Starts a detached thread.  signals: with the signal mask of the thread that loaded the core, for a thread that may start
+ * other processes, which inherit it; else with all blocked, but those that a fault of its own raises (SIGSEGV, SIGBUS,
+ * SIGFPE, SIGILL, SIGTRAP, SIGSYS).  name (15 characters count) shows in /proc and debuggers.  0, GMP_EAGAIN or GMP_ENOMEM. */
+int sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);

@@ -261,8 +261,12 @@ block_signals(sigset_t *old)
     pthread_sigmask(SIG_SETMASK, &all, old);
 }
 
+/* The mask of the thread that started the first one: the one that loads the core. */
+static sigset_t normal_mask;
+static uint32_t have_normal_mask;
+
 int
-sys_thread_start(void (*fn)(void *), void *arg, const char *name)
+sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals)
 {
     ThreadStart *st = malloc(sizeof(*st));
     pthread_attr_t attr;
@@ -283,7 +287,12 @@ sys_thread_start(void (*fn)(void *), void *arg, const char *name)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     if (pthread_attr_getstacksize(&attr, &stack) == 0 && stack < THREAD_STACK_MIN)
         pthread_attr_setstacksize(&attr, THREAD_STACK_MIN);
-    block_signals(&old); /* the new thread inherits the mask: no signal can slip in before it could block them itself */
+    /* The new thread inherits the mask: no signal can slip in before it could block them itself. */
+    block_signals(&old);
+    if (atomic_cas(&have_normal_mask, 0u, 1u))
+        normal_mask = old;
+    if (signals)
+        pthread_sigmask(SIG_SETMASK, &normal_mask, NULL);
     err = pthread_create(&thread, &attr, thread_main, st);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);

@@ -167,7 +167,7 @@ sysmon_start(void)
 {
     if (!atomic_cas(&started, 0u, 1u))
         return;
-    if (sys_thread_start(sysmon, NULL, "gmp-sysmon") != GMP_OK)
+    if (sys_thread_start(sysmon, NULL, "gmp-sysmon", false) != GMP_OK)
         atomic_store(&started, 0u); /* tried again by the next P that is put to use */
 }
 

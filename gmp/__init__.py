@@ -51,7 +51,7 @@ class Selected(NamedTuple):
     index is -1 when default was asked for and no case was ready.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a field hides tuple.index
     value: Any
     ok: bool
 

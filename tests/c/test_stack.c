@@ -257,7 +257,7 @@ many_with_mprotect(void *arg)
     CHECK(st.guarded > 1000);
     for (int i = 0; i < 20; i++)
         CHECK(sys_reserve(MIB) != NULL && malloc(MIB) != NULL);
-    CHECK_EQ(sys_thread_start(touch, malloc(1), "gmp-still-alive"), 0);
+    CHECK_EQ(sys_thread_start(touch, malloc(1), "gmp-still-alive", false), 0);
 }
 
 TEST(stack_mprotect_guards_leave_maps_for_others)

@@ -425,7 +425,7 @@ TEST(thread_start)
 {
     sigset_t mine;
 
-    CHECK_EQ(sys_thread_start(look_around, &seen.done, "gmp-a-very-long-name"), 0);
+    CHECK_EQ(sys_thread_start(look_around, &seen.done, "gmp-a-very-long-name", false), 0);
     CHECK(note_sleep(&seen.done, 20000 * MS));
     CHECK(sigismember(&seen.blocked, SIGINT) && sigismember(&seen.blocked, SIGTERM));
     CHECK(!sigismember(&seen.blocked, SIGSEGV) && !sigismember(&seen.blocked, SIGFPE));
@@ -476,7 +476,7 @@ TEST(at_thread_exit)
     CHECK_EQ(seen.cleaned, 1);
     test_join(test_thread(unregister_exit, NULL));
     note_clear(&seen.done);
-    CHECK_EQ(sys_thread_start(register_exit, NULL, "gmp-exit"), 0);
+    CHECK_EQ(sys_thread_start(register_exit, NULL, "gmp-exit", false), 0);
     CHECK(note_sleep(&seen.done, 20000 * MS));
     CHECK_EQ(seen.cleaned, 2);
 }
