@@ -683,6 +683,8 @@ thread_ended(void *arg)
 {
     M *mp = arg;
     PyG *pg = (PyG *)mp->thread_g;
+    if (py_stopped || pg == NULL || mp->curg != &pg->g)
+        return; /* the interpreter ends threads in the middle of what they do; the scheduler has stopped */
     disown_thread(mp);
     if (pg != py_main)
         free(pg);
@@ -713,18 +715,59 @@ py_self_slow(void)
     return &pg->g;
 }
 
+/* ---- the main goroutine on another thread ---- */
+
+/* threading.main_thread() is the thread of the main goroutine, wherever that runs: at shutdown it has to be. */
+static int
+main_moved(void *unused)
+{
+    (void)unused;
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *main_thread = threading != NULL ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
+    PyObject *active = threading != NULL ? PyObject_GetAttrString(threading, "_active") : NULL;
+    PyObject *old = main_thread != NULL ? PyObject_GetAttrString(main_thread, "_ident") : NULL;
+    PyObject *now = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
+    if (old != NULL && now != NULL && active != NULL && PyDict_Check(active)) {
+        PyObject *holder = PyDict_GetItemWithError(active, old);
+        if (holder == main_thread && PyDict_DelItem(active, old) < 0)
+            PyErr_Clear();
+        if (PyDict_SetItem(active, now, main_thread) < 0 || PyObject_SetAttrString(main_thread, "_ident", now) < 0)
+            PyErr_Clear();
+    }
+    PyErr_Clear();
+    Py_XDECREF(threading);
+    Py_XDECREF(main_thread);
+    Py_XDECREF(active);
+    Py_XDECREF(old);
+    Py_XDECREF(now);
+    return 0;
+}
+
+static inline void
+watch_main(G *gp)
+{
+    static M *where;
+    if (GMP_LIKELY(gp != (G *)py_main) || where == gp->m)
+        return;
+    if (where != NULL)
+        Py_AddPendingCall(main_moved, NULL); /* runs in the main goroutine, before its next lines */
+    where = gp->m;
+}
+
 /* ---- the class ---- */
 
 static void
 cls_swap(G *from, G *to)
 {
     tstate_swap((PyG *)from, (PyG *)to, to->m);
+    watch_main(to);
 }
 
 static void
 cls_resume(G *gp)
 {
     tstate_attach((PyG *)gp, gp->m);
+    watch_main(gp);
 }
 
 static void
@@ -844,6 +887,12 @@ py_stop(void)
     py_report_failures();
     py_stopped = true;
     sched_stop(SCHED);
+#if PY_VERSION_HEX < 0x030E0000
+    /* It could not: a goroutine keeps the main thread.  Up to 3.13 the interpreter would end that thread as soon as it asks for
+     * the GIL, by unwinding to the bottom of the main stack, which is in use here. */
+    if (py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm)
+        sys_thread_freeze(SCHED->mainm->tid);
+#endif
     tstate_forget();
 }
 

@@ -40,6 +40,8 @@ GuardKind sys_guard_page(void *addr);
  * other processes, which inherit it; else with all blocked, but those that a fault of its own raises (SIGSEGV, SIGBUS,
  * SIGFPE, SIGILL, SIGTRAP, SIGSYS).  name (15 characters count) shows in /proc and debuggers.  0, GMP_EAGAIN or GMP_ENOMEM. */
 int sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals);
+/* Stops another thread of this process for good, wherever it is, as the process is about to end; uses SIGURG. */
+bool sys_thread_freeze(uint64_t tid);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);

@@ -433,6 +433,35 @@ sys_at_thread_exit(void (*fn)(void *), void *arg)
     te->arg = arg;
 }
 
+static uint32_t frozen;
+
+static void
+freeze_here(int sig)
+{
+    (void)sig;
+    atomic_store(&frozen, 1u);
+    for (;;)
+        pause();
+}
+
+bool
+sys_thread_freeze(uint64_t tid)
+{
+#if defined(__linux__)
+    struct sigaction sa = {.sa_handler = freeze_here};
+    sigfillset(&sa.sa_mask);
+    atomic_store(&frozen, 0u);
+    if (sigaction(SIGURG, &sa, NULL) != 0 || syscall(SYS_tgkill, getpid(), (pid_t)tid, SIGURG) != 0)
+        return false;
+    for (int i = 0; i < 100 && !atomic_load(&frozen); i++)
+        sys_usleep(1000);
+    return atomic_load(&frozen) != 0;
+#else
+    (void)tid;
+    return false;
+#endif
+}
+
 int
 sys_thread_count(void)
 {
