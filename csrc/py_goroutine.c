@@ -875,15 +875,28 @@ py_set_excepthook(PyObject *module, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+/* The main goroutine may be away from its thread (rescue), which is where the interpreter should end: give it the chance to
+ * go home. */
+static void
+go_home(void)
+{
+    for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
+        gosleep(1000 * 1000);
+}
+
+static PyObject *
+py_go_home(PyObject *module, PyObject *unused)
+{
+    go_home();
+    Py_RETURN_NONE;
+}
+
 void
 py_stop(void)
 {
     if (py_stopped)
         return;
-    /* The main goroutine may be away from its thread (rescue), which is where the interpreter should end: give it the chance
-     * to go home. */
-    for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm; i++)
-        gosleep(1000 * 1000);
+    go_home();
     py_report_failures();
     py_stopped = true;
     sched_stop(SCHED);
@@ -953,6 +966,7 @@ PyMethodDef goroutine_methods[] = {
     {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number, or None.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
+    {"_go_home", py_go_home, METH_NOARGS, NULL},
     {"_stop", py_stop_method, METH_NOARGS, NULL},
     {0},
 };
