@@ -7,6 +7,7 @@ because another goroutine keeps it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from gmp import _core
@@ -23,4 +24,5 @@ def register() -> None:
     """Have it called before threads are waited for; concurrent.futures does the same."""
     register_atexit = getattr(threading, "_register_atexit", None)
     if register_atexit is not None:
-        register_atexit(_prepare)
+        with contextlib.suppress(RuntimeError):  # imported when it is too late
+            register_atexit(_prepare)
