@@ -464,11 +464,11 @@ gfput(Sched *sched, P *pp, G *gp)
         /* A stack that went deep without parking leaves a trace in one line below what is kept. */
         size_t size = stack_class_size((StackClass)gp->stackclass);
         if (!gp->deep && size > 2 * STACK_KEEP) {
-            const volatile uint64_t *mark = (const volatile uint64_t *)((char *)gp->stack_lo + size - STACK_KEEP - 4096);
+            const volatile uint64_t *mark = (const volatile uint64_t *)((char *)gp - STACK_KEEP - GMP_CACHELINE);
             gp->deep = (mark[0] | mark[1] | mark[2] | mark[3] | mark[4] | mark[5] | mark[6] | mark[7]) != 0;
         }
         if (gp->deep) {
-            stack_trim((StackClass)gp->stackclass, gp->stack_lo, STACK_KEEP);
+            stack_trim((StackClass)gp->stackclass, gp->stack_lo, (size_t)((char *)gp->stack_lo + size - (char *)gp) + STACK_KEEP);
             gp->deep = false;
         }
     }
@@ -545,7 +545,7 @@ malg(Sched *sched)
     gp->set = sched;
     gp->stackclass = (uint8_t)cls->stack;
     gp->parkseq = 1;
-    gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo) - cls->top_reserve);
+    gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo));
     if (gcount(sched) < 0 || (cls->create != NULL && cls->create(gp) < 0)) {
         stack_free(cls->stack, lo);
         return NULL;
@@ -603,7 +603,7 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
     gp->lastm = NULL;
     gp->waitreason = WAIT_NONE;
     gp->interruptible = false;
-    gobuf_init(&gp->sched, (char *)gp - sched->cls->top_reserve, gentry, gp);
+    gobuf_init(&gp->sched, gp, gentry, gp);
     fill(gp, arg);
     set_status(gp, G_DEAD, G_RUNNABLE);
     if (GMP_LIKELY(pp != NULL)) {

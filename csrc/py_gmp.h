@@ -41,8 +41,9 @@ typedef struct PyG {
 #endif
 } PyG;
 
-/* Bytes between the G and the C stack that hold the first Python frames. */
-#define PY_FRAMES_SIZE 1024
+/* Bytes above the G for Python frames: the first KiB shares the G's page, the rest, as much as a thread's first chunk has, is
+ * touched only by deep calls.  A small chunk alone would not do: each call that does not fit maps and unmaps another one. */
+#define PY_FRAMES_SIZE (1024 + 16 * 1024)
 
 #define SCHED (&scheds[SET_PYTHON])
 

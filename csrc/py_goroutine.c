@@ -9,12 +9,13 @@
  * A failure is collected by result() or join(), which raise it; reported when it happens and nobody holds the handle;
  * reported when the handle goes; or reported at exit: once, whichever comes first.
  */
-#include "netpoll.h"
 #include "py_gmp.h"
 
 #include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
+
+#include "netpoll.h"
 
 PyG *py_main;
 bool py_stopped;
@@ -804,7 +805,7 @@ cls_prefetch(G *gp)
 static const Class python_class = {
     .name = "python",
     .g_size = (sizeof(PyG) + GMP_CACHELINE - 1) / GMP_CACHELINE * GMP_CACHELINE,
-    .top_reserve = PY_FRAMES_SIZE,
+    .above = PY_FRAMES_SIZE,
     .stack = STACK_PYTHON,
     .swap = cls_swap,
     .resume = cls_resume,
@@ -945,10 +946,8 @@ py_after_fork_child(PyObject *module, PyObject *unused)
 static PyObject *
 py_goid(PyObject *module, PyObject *unused)
 {
-    M *mp = getm();
-    if (mp == NULL)
-        Py_RETURN_NONE;
-    return PyLong_FromUnsignedLongLong(mp->curg->goid);
+    G *gp = py_self();
+    return gp != NULL ? PyLong_FromUnsignedLongLong(gp->goid) : NULL;
 }
 
 PyMethodDef goroutine_methods[] = {
@@ -963,7 +962,7 @@ PyMethodDef goroutine_methods[] = {
     {"sleep", py_sleep, METH_O,
      PyDoc_STR("sleep($module, seconds, /)\n--\n\nPark the goroutine for at least this many seconds (int or float).\n\n"
                "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
-    {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number, or None.")},
+    {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
     {"_go_home", py_go_home, METH_NOARGS, NULL},

@@ -4,13 +4,14 @@
  * leaves last unregisters and closes.  So no operation ever meets a reused descriptor number.
  * System calls on non-blocking descriptors are short and keep the GIL: dropping and taking it would cost more.
  */
+#include "py_gmp.h"
+
 #include <errno.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "netpoll.h"
-#include "py_gmp.h"
 
 typedef struct PyFD {
     PyObject_HEAD

@@ -73,7 +73,7 @@ set_recursion_limits(PyThreadState *ts)
 static _PyStackChunk *
 root_chunk(PyG *pg)
 {
-    return (_PyStackChunk *)((char *)pg - PY_FRAMES_SIZE);
+    return (_PyStackChunk *)((char *)pg + SCHED->cls->g_size);
 }
 
 static void
@@ -81,11 +81,13 @@ install_root_chunk(PyG *pg)
 {
     _PyStackChunk *chunk = root_chunk(pg);
     chunk->previous = NULL;
-    chunk->size = PY_FRAMES_SIZE;
+    /* malg has not set stack_lo yet; slots are aligned to their size, a power of two. */
+    char *top = (char *)(((uintptr_t)pg | (stack_class_size(STACK_PYTHON) - 1)) + 1);
+    chunk->size = (size_t)(top - (char *)chunk);
     chunk->top = 0;
     pg->ts->datastack_chunk = chunk;
     pg->ts->datastack_top = &chunk->data[1]; /* the first slot is skipped: a frame there would pop the chunk */
-    pg->ts->datastack_limit = (PyObject **)((char *)chunk + PY_FRAMES_SIZE);
+    pg->ts->datastack_limit = (PyObject **)top;
 }
 
 int
@@ -97,7 +99,7 @@ tstate_new(PyG *pg)
     pg->ts = ts;
     install_root_chunk(pg);
 #if PY_VERSION_HEX >= 0x030E0000
-    char *hi = (char *)pg - PY_FRAMES_SIZE;
+    char *hi = (char *)pg;
     char *lo = (char *)((uintptr_t)pg & ~(stack_class_size(STACK_PYTHON) - 1)) + stack_guard_size(STACK_PYTHON);
     if (PyUnstable_ThreadState_SetStackProtection(ts, lo, (size_t)(hi - lo)) < 0) {
         PyErr_Clear();

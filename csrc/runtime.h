@@ -36,8 +36,8 @@ typedef struct Timer Timer;
 /* ---- Class: what a kind of goroutine needs around its C stack ---- */
 typedef struct Class {
     const char *name;
-    size_t g_size;       /* bytes of the G and what the class appends to it; at the top of the slot (slot_g) */
-    size_t top_reserve;  /* bytes kept free between the C stack and the G (python: the first frames) */
+    size_t g_size;       /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
+    size_t above;        /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
@@ -133,7 +133,7 @@ slot_g(const Class *cls, void *lo)
 {
     size_t size = stack_class_size(cls->stack);
     size_t colour = (uintptr_t)lo / size % G_COLOURS;
-    return (G *)((char *)lo + size - colour * GMP_CACHELINE - cls->g_size);
+    return (G *)((char *)lo + size - cls->above - colour * GMP_CACHELINE - cls->g_size);
 }
 
 /* gp was not used for a while and will be soon. */
@@ -143,7 +143,7 @@ prefetch_g(const Class *cls, G *gp)
     char *at = (char *)gp;
     for (size_t i = 0; i < cls->g_size; i += GMP_CACHELINE)
         __builtin_prefetch(at + i, 1);
-    __builtin_prefetch(at - cls->top_reserve - GMP_CACHELINE, 1);
+    __builtin_prefetch(at - GMP_CACHELINE, 1);
 }
 
 /* ---- P ---- */

@@ -16,27 +16,15 @@ Invariants:
 
 from __future__ import annotations
 
-import threading
 from _thread import allocate_lock
 from types import TracebackType
 from typing import Any
 
 import gmp
+from gmp._core import _goid
 from gmp.sync import Mutex
 
 _PATIENCE = 0.01  # seconds that a taken Condition lock is waited for before other goroutines get this thread
-
-_goroutine = threading.local()  # of the goroutine, not of the OS thread: gmp gives each its own thread state
-
-
-def _me() -> object:
-    """Return an object that stands for the calling goroutine, or thread."""
-    try:
-        return _goroutine.me
-    except AttributeError:
-        me = _goroutine.me = object()
-        return me
-
 
 class Condition:
     """A condition variable with a reentrant lock of its own: of threading.Condition, what grpcio uses."""
@@ -45,13 +33,13 @@ class Condition:
 
     def __init__(self) -> None:
         self._lock = allocate_lock()
-        self._owner: object = None
+        self._owner: int | None = None
         self._depth = 0  # how often the owner has it beyond once
         self._waiters: list[gmp.Chan[None]] = []
 
     def __enter__(self) -> bool:
-        me = _me()
-        if self._owner is me:
+        me = _goid()
+        if self._owner == me:
             self._depth += 1
         else:
             if not self._lock.acquire(False):
@@ -71,7 +59,7 @@ class Condition:
             gmp.gosched()
 
     def _check_owner(self) -> None:
-        if self._owner is not _me():
+        if self._owner != _goid():
             raise RuntimeError("the condition's lock is not held")
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -117,12 +105,12 @@ class RLock:
 
     def __init__(self) -> None:
         self._mutex = Mutex()
-        self._owner: object = None
+        self._owner: int | None = None
         self._depth = 0
 
     def acquire(self) -> bool:
-        me = _me()
-        if self._owner is me:
+        me = _goid()
+        if self._owner == me:
             self._depth += 1
         else:
             self._mutex.lock()
