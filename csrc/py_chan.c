@@ -36,8 +36,11 @@ chan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             return NULL;
         }
         n = PyNumber_AsSsize_t(cap, PyExc_OverflowError);
-        if (n == -1 && PyErr_Occurred())
+        if (n == -1 && PyErr_Occurred()) {
+            if (PyErr_ExceptionMatches(PyExc_OverflowError))
+                PyErr_Format(PyExc_OverflowError, "Chan() cap %S does not fit a machine word", cap);
             return NULL;
+        }
         if (n < 0) {
             PyErr_Format(PyExc_ValueError, "Chan() cap must be 0 or more, not %zd", n);
             return NULL;
