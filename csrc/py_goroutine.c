@@ -885,13 +885,6 @@ go_home(void)
         gosleep(1000 * 1000);
 }
 
-static PyObject *
-py_go_home(PyObject *module, PyObject *unused)
-{
-    go_home();
-    Py_RETURN_NONE;
-}
-
 void
 py_stop(void)
 {
@@ -965,7 +958,6 @@ PyMethodDef goroutine_methods[] = {
     {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
-    {"_go_home", py_go_home, METH_NOARGS, NULL},
     {"_stop", py_stop_method, METH_NOARGS, NULL},
     {0},
 };
