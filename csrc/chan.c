@@ -127,7 +127,7 @@ copy_elem(Hchan *c, void *to, const void *from)
 {
     if (GMP_LIKELY(c->elemsize == sizeof(void *)))
         memcpy(to, from, sizeof(void *));
-    else
+    else if (c->elemsize != 0) /* then from may be NULL */
         memcpy(to, from, c->elemsize);
 }
 
@@ -143,8 +143,8 @@ chan_init(Hchan *c, size_t elemsize, size_t size)
     *c = (Hchan){.elemsize = (uint32_t)elemsize, .dataqsiz = size};
     if (elemsize > 1 << 16 || (elemsize != 0 && size > (size_t)PTRDIFF_MAX / elemsize))
         return GMP_EINVAL;
-    if (size * elemsize != 0) {
-        c->buf = malloc(size * elemsize);
+    if (size != 0) {
+        c->buf = malloc(elemsize != 0 ? size * elemsize : 1);
         if (c->buf == NULL)
             return GMP_ENOMEM;
     }
