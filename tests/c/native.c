@@ -115,14 +115,17 @@ quiet(void)
 uint64_t
 test_seed(void)
 {
-    static uint64_t seed;
-    const char *env = getenv("GMP_SEED");
+    static uint64_t seed; /* atomic */
+    uint64_t now = atomic_load(&seed);
 
-    if (seed == 0) {
-        seed = env != NULL ? strtoull(env, NULL, 0) : (uint64_t)nanotime() % 1000000007;
-        LOG("GMP_SEED=%llu\n", (unsigned long long)seed);
+    if (now == 0) {
+        const char *env = getenv("GMP_SEED");
+        now = env != NULL ? strtoull(env, NULL, 0) : (uint64_t)nanotime() % 1000000007;
+        if (atomic_cas(&seed, (uint64_t)0, now))
+            LOG("GMP_SEED=%llu\n", (unsigned long long)now);
+        now = atomic_load(&seed);
     }
-    return seed;
+    return now;
 }
 
 Rng

@@ -59,7 +59,6 @@ TEST(chan_sizes)
     CHECK_EQ(chan_init(&x, (1 << 16) + 1, 0), GMP_EINVAL);
     CHECK_EQ(chan_init(&x, 8, (size_t)1 << 48), GMP_ENOMEM);
     CHECK_EQ(chan_init(&x, 0, 1000000), 0); /* elements without bytes need no memory */
-    CHECK(x.buf == NULL);
     chan_term(&x);
 }
 
