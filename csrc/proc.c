@@ -144,15 +144,17 @@ midleremove(Sched *sched, M *mp)
         sched->sleeper = NULL;
 }
 
-/* An idle pool M, else an idle adopted one: a thread that comes back from its wait should not find a lodger on it. */
+/* An idle pool M, else an idle adopted one: a thread that comes back from its wait should not find a lodger on it.  Not one
+ * that takes no lodgers at all. */
 static M *
 midleget(Sched *sched)
 {
     M *mp = sched->midle;
     while (mp != NULL && !mp->ispool)
         mp = mp->link;
-    if (mp == NULL)
-        mp = sched->midle;
+    for (M *other = sched->midle; mp == NULL && other != NULL; other = other->link)
+        if (!other->picky)
+            mp = other;
     if (mp != NULL)
         midleremove(sched, mp);
     return mp;
@@ -200,14 +202,14 @@ mretire(M *mp)
 }
 
 /* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
- * counted a spinning M in.  Go: runtime.startm */
-static void
+ * counted a spinning M in.  False when no thread could be had.  Go: runtime.startm */
+static bool
 startm(Sched *sched, P *pp, bool spinning)
 {
     mutex_lock(&sched->lock);
     if (sched->stopping) {
         mutex_unlock(&sched->lock);
-        return;
+        return true;
     }
     if (pp == NULL) {
         pp = sched->pidle;
@@ -215,7 +217,7 @@ startm(Sched *sched, P *pp, bool spinning)
             mutex_unlock(&sched->lock);
             if (spinning)
                 atomic_xadd(&sched->nmspinning, (uint32_t)-1);
-            return;
+            return true;
         }
         pidleget(sched, NULL);
     }
@@ -226,7 +228,7 @@ startm(Sched *sched, P *pp, bool spinning)
         mp->wakespinning = spinning;
         mutex_unlock(&sched->lock);
         wakem(mp);
-        return;
+        return true;
     }
     bool room = sched->npool < MAX_THREADS;
     if (room) {
@@ -237,6 +239,7 @@ startm(Sched *sched, P *pp, bool spinning)
     int err = GMP_EAGAIN;
     if (room && (mp = mnew(sched)) != NULL) {
         mp->ispool = true;
+        mp->picky = false;
         atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
         mp->nextp = pp;
         mp->wakespinning = spinning;
@@ -244,7 +247,7 @@ startm(Sched *sched, P *pp, bool spinning)
         snprintf(name, sizeof name, "gmp-m%u", mp->id);
         err = sys_thread_start(mstart, mp, name, true);
         if (err == GMP_OK)
-            return;
+            return true;
         mp->nextp = NULL;
         mp->ispool = false;
         mretire(mp);
@@ -267,6 +270,7 @@ startm(Sched *sched, P *pp, bool spinning)
                          room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
         fwrite(msg, 1, (size_t)n, stderr);
     }
+    return false;
 }
 
 /* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
@@ -552,6 +556,7 @@ malg(Sched *sched)
     }
     gp->stack_lo = lo;
     gp->status = G_DEAD;
+    atomic_xadd_relaxed(&sched->nslots, 1u);
     return gp;
 }
 
@@ -580,32 +585,24 @@ goid_next(P *pp)
     return pp->goidcache++;
 }
 
-/* Go: runtime.newproc + newproc1; differs: the G is filled in by a callback, because it is class-specific. */
-uint64_t
-newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+static void
+ginit(Sched *sched, G *gp, uint64_t goid, uint64_t parentid, void (*entry)(G *gp))
 {
-    M *mp = getm();
-    P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
-    G *gp = gfget(sched, pp);
-    if (GMP_UNLIKELY(gp == NULL)) {
-        if (pp != NULL)
-            p_exit(mp, pp);
-        gp = malg(sched);
-        if (gp == NULL)
-            return 0;
-        mp = getm();
-        pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
-    }
-    uint64_t goid = gp->goid = goid_next(pp);
-    gp->parentid = mp != NULL && mp->curg != NULL ? mp->curg->goid : 0;
+    gp->goid = goid;
+    gp->parentid = parentid;
     gp->entry = entry;
     gp->lockedm = NULL;
     gp->lastm = NULL;
     gp->waitreason = WAIT_NONE;
     gp->interruptible = false;
     gobuf_init(&gp->sched, gp, gentry, gp);
-    fill(gp, arg);
-    set_status(gp, G_DEAD, G_RUNNABLE);
+    (void)sched;
+}
+
+/* Counts the goroutine in and queues it; in the scheduler if pp is not NULL. */
+static void
+enqueue_new(Sched *sched, M *mp, P *pp, G *gp)
+{
     if (GMP_LIKELY(pp != NULL)) {
         stat_add(&pp->gdelta, 1);
         ready_local(sched, pp, gp, true);
@@ -617,7 +614,130 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
         mutex_unlock(&sched->lock);
         wakep(sched);
     }
+}
+
+/* Must a new goroutine bring a G of its own?  The dead ones are promised to those that have none yet. */
+static bool
+slots_promised(Sched *sched)
+{
+    return num_goroutine(sched) + 1 > (int64_t)atomic_load_relaxed(&sched->nslots);
+}
+
+/* Go: runtime.newproc + newproc1; differs: the G is filled in by a callback, because it is class-specific. */
+uint64_t
+newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+{
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
+    G *gp = NULL;
+    if (GMP_LIKELY(atomic_load_relaxed(&sched->npending) == 0) || !slots_promised(sched))
+        gp = gfget(sched, pp);
+    if (GMP_UNLIKELY(gp == NULL)) {
+        if (pp != NULL)
+            p_exit(mp, pp);
+        gp = malg(sched);
+        if (gp == NULL)
+            return 0;
+        mp = getm();
+        pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
+    }
+    uint64_t goid = goid_next(pp);
+    ginit(sched, gp, goid, mp != NULL && mp->curg != NULL ? mp->curg->goid : 0, entry);
+    fill(gp, arg);
+    set_status(gp, G_DEAD, G_RUNNABLE);
+    enqueue_new(sched, mp, pp, gp);
     return goid;
+}
+
+#define LONG_QUEUE 16
+
+bool
+runq_long(Sched *sched)
+{
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == sched ? mp->p : NULL;
+    if (atomic_load_relaxed(&sched->runq.n) >= LONG_QUEUE)
+        return true;
+    return pp != NULL && pp->runqtail - atomic_load_relaxed(&pp->runqhead) >= LONG_QUEUE;
+}
+
+int
+newproc_later(Sched *sched, Start *st)
+{
+    if (slots_promised(sched)) {
+        G *gp = malg(sched);
+        if (gp == NULL)
+            return GMP_ENOMEM;
+        mutex_lock(&sched->lock);
+        sched->gfree[sched->ngfree] = gp;
+        stat_add(&sched->ngfree, 1);
+        mutex_unlock(&sched->lock);
+    }
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
+    st->state = START_PENDING;
+    st->gp = NULL;
+    st->goid = goid_next(pp);
+    st->parentid = mp != NULL && mp->curg != NULL ? mp->curg->goid : 0;
+    atomic_xadd(&sched->npending, 1u);
+    enqueue_new(sched, mp, pp, (G *)((uintptr_t)st | 1));
+    return GMP_OK;
+}
+
+/* Gives st its G, unless somebody has; in the scheduler if pp is not NULL.  NULL when there is none to give. */
+static G *
+bind(Sched *sched, P *pp, Start *st)
+{
+    if (!atomic_cas(&st->state, (uint32_t)START_PENDING, (uint32_t)START_BINDING)) {
+        while (atomic_load_acquire(&st->state) != START_BOUND) /* pairs with the release below */
+            cpu_relax();
+        return st->gp;
+    }
+    G *gp = gfget(sched, pp);
+    if (gp == NULL) {
+        atomic_store_release(&st->state, (uint32_t)START_PENDING); /* nothing to publish */
+        return NULL;
+    }
+    ginit(sched, gp, st->goid, st->parentid, st->entry);
+    st->fill(gp, st);
+    set_status(gp, G_DEAD, G_RUNNABLE);
+    st->gp = gp;
+    atomic_xadd(&sched->npending, (uint32_t)-1);
+    atomic_store_release(&st->state, (uint32_t)START_BOUND); /* pairs with the acquire above: publishes gp */
+    return gp;
+}
+
+/* What came from a queue, as a G.  In the scheduler with a P, so that all dead Gs but other Ps' are at hand. */
+static inline G *
+unqueued(Sched *sched, P *pp, G *gp)
+{
+    if (GMP_LIKELY(!is_start(gp)))
+        return gp;
+    gp = bind(sched, pp, (Start *)((uintptr_t)gp & ~(uintptr_t)1));
+    if (gp == NULL)
+        gmp_throw("no G is left for a goroutine that was promised one");
+    return gp;
+}
+
+G *
+bindstart(Sched *sched, Start *st)
+{
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
+    G *gp = bind(sched, pp, st);
+    if (pp != NULL)
+        p_exit(mp, pp);
+    if (gp != NULL)
+        return gp;
+    /* The dead ones are on a P that is not ours: make another. */
+    gp = malg(sched);
+    if (gp == NULL)
+        return NULL;
+    mutex_lock(&sched->lock);
+    sched->gfree[sched->ngfree] = gp;
+    stat_add(&sched->ngfree, 1);
+    mutex_unlock(&sched->lock);
+    return bind(sched, NULL, st);
 }
 
 int64_t
@@ -711,6 +831,8 @@ prefetch_queue(P *pp)
     if (pp->set->np > 1)
         return; /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
+    if (is_start(soon))
+        return;
     __builtin_prefetch(soon->sched.sp, 1);
     if (cls->prefetch != NULL)
         cls->prefetch(soon);
@@ -756,7 +878,10 @@ schedule_fast(M *mp, P *pp)
         gp = globrunqget(sched, pp, 0);
         mutex_unlock(&sched->lock);
     }
-    if (gp != NULL && GMP_UNLIKELY(gp->lockedm != NULL && gp->lockedm != mp)) {
+    if (gp == NULL)
+        return NULL;
+    gp = unqueued(sched, pp, gp);
+    if (GMP_UNLIKELY(gp->lockedm != mp && (gp->lockedm != NULL || mp->picky))) {
         mp->nextg = gp; /* for g0 */
         return NULL;
     }
@@ -1254,6 +1379,28 @@ execute(M *mp, G *gp)
     gobuf_switch(&mp->g0, &gp->sched, false);
 }
 
+/* This thread runs no goroutine but its own: another one, that blocks on it, might wait for just this thread (join it).
+ * Found work goes to another M, with the P. */
+static void
+pass_on(M *mp, G *gp)
+{
+    Sched *sched = mp->set;
+    P *pp = mp->p;
+    stop_spinning(mp);
+    if (pp == NULL) {
+        mutex_lock(&sched->lock);
+        globrunqput(sched, gp);
+        mutex_unlock(&sched->lock);
+        wakep(sched);
+        return;
+    }
+    runqput(pp, gp, true);
+    mp->p = NULL;
+    atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
+    if (!startm(sched, pp, false))
+        mp->picky = false; /* better so than not at all */
+}
+
 /* g0's loop; never returns.  On a pool thread it is the thread's own stack, on an adopted one a slab stack. */
 static void
 sched_loop(M *mp)
@@ -1267,8 +1414,12 @@ sched_loop(M *mp)
                 cls->suspend(prev);
         }
         G *gp = findrunnable(mp);
+        if (is_start(gp))
+            gp = unqueued(mp->set, mp->p, gp);
         if (gp->lockedm != NULL && gp->lockedm != mp)
             startlockedm(mp, gp);
+        else if (gp->lockedm != mp && mp->picky)
+            pass_on(mp, gp);
         else
             execute(mp, gp);
     }
@@ -1303,6 +1454,7 @@ adopt_thread(Sched *sched, G *thread_g)
     gobuf_init(&mp->g0, (char *)mp->g0stack + size, g0_entry, mp);
     mp->sigstack = sys_sigstack_install();
     mp->ispool = false;
+    mp->picky = sched->cls->own_threads;
     mp->tid = sys_thread_id();
     mp->thread_g = thread_g;
     thread_g->set = sched;
@@ -1417,6 +1569,7 @@ sched_afterfork_child(Sched *sched)
     sched->npool = 0;
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
     sched->mainm = NULL;
+    sched->nslots = sched->npending = 0;
     sched->ngfree = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;

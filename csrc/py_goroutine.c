@@ -28,18 +28,18 @@ static PyObject *trace_key, *profile_key, *settrace_fn, *setprofile_fn, *threadi
 /* ---- names and places ---- */
 
 PyObject *
-py_goroutine_name(PyG *pg)
+py_goroutine_name(PyObject *fn)
 {
-    if (pg->fn == NULL)
+    if (fn == NULL)
         return PyUnicode_FromString("");
-    if (PyFunction_Check(pg->fn))
-        return Py_NewRef(((PyFunctionObject *)pg->fn)->func_qualname);
-    PyObject *name = PyObject_GetAttrString(pg->fn, "__qualname__");
+    if (PyFunction_Check(fn))
+        return Py_NewRef(((PyFunctionObject *)fn)->func_qualname);
+    PyObject *name = PyObject_GetAttrString(fn, "__qualname__");
     if (name != NULL && PyUnicode_Check(name))
         return name;
     Py_XDECREF(name);
     PyErr_Clear();
-    return PyUnicode_FromString(Py_TYPE(pg->fn)->tp_name);
+    return PyUnicode_FromString(Py_TYPE(fn)->tp_name);
 }
 
 PyObject *
@@ -233,7 +233,7 @@ finish_failed(PyG *pg, Goroutine *h)
 {
     PyObject *exc = take_exception();
     Failure *f = PyMem_Calloc(1, sizeof *f);
-    PyObject *name = py_goroutine_name(pg);
+    PyObject *name = py_goroutine_name(pg->fn);
     PyErr_Clear();
     if (f == NULL || exc == NULL) {
         PyErr_NoMemory();
@@ -278,6 +278,10 @@ static void
 pyg_entry(G *gp)
 {
     PyG *pg = (PyG *)gp;
+    if (pg->start != NULL) {
+        PyMem_Free(pg->start);
+        pg->start = NULL;
+    }
     tstate_begin(pg);
     start_tracing();
     PyObject *r = call_function(pg);
@@ -287,7 +291,7 @@ pyg_entry(G *gp)
         h->u.result = r;
         h->state = GR_RETURNED;
         if (Py_REFCNT(h) > 1) {
-            h->name = py_goroutine_name(pg);
+            h->name = py_goroutine_name(pg->fn);
             PyErr_Clear();
             if (PyObject_IS_GC(r))
                 PyObject_GC_Track(h); /* only now can it be part of a cycle */
@@ -402,11 +406,13 @@ handle_clear(PyObject *self)
 static int
 wait_done(Goroutine *h, PyWait *w)
 {
-    while (h->state == GR_RUNNING) {
+    while (h->state == GR_RUNNING || h->state == GR_PENDING) {
         if (w->timeout == 0)
             return GMP_ETIMEDOUT;
         if (py_wait_begin(w) < 0)
             return 1;
+        if (h->state == GR_PENDING && bindstart(SCHED, &h->u.start->start) == NULL)
+            return GMP_ENOMEM;
         PyG *pg = h->u.pg;
         if (getg() == &pg->g) {
             PyErr_SetString(PyExc_RuntimeError, "a goroutine cannot join itself");
@@ -495,20 +501,23 @@ handle_get_name(PyObject *self, void *closure)
 {
     Goroutine *h = (Goroutine *)self;
     if (h->state == GR_RUNNING)
-        return py_goroutine_name(h->u.pg);
+        return py_goroutine_name(h->u.pg->fn);
+    if (h->state == GR_PENDING)
+        return py_goroutine_name(h->u.start->fn);
     return h->name != NULL ? Py_NewRef(h->name) : PyUnicode_FromString("");
 }
 
 static PyObject *
 handle_get_done(PyObject *self, void *closure)
 {
-    return PyBool_FromLong(((Goroutine *)self)->state != GR_RUNNING);
+    uint8_t state = ((Goroutine *)self)->state;
+    return PyBool_FromLong(state == GR_RETURNED || state == GR_FAILED);
 }
 
 static PyObject *
 handle_repr(PyObject *self)
 {
-    static const char *const states[] = {"running", "returned", "failed"};
+    static const char *const states[] = {"running", "returned", "failed", "runnable"};
     Goroutine *h = (Goroutine *)self;
     PyObject *name = handle_get_name(self, NULL);
     if (name == NULL)
@@ -552,18 +561,11 @@ PyTypeObject Goroutine_Type = {
 
 /* ---- go ---- */
 
-typedef struct Spawn {
-    Goroutine *h;
-    PyObject *fn, *argtuple, *kwnames, *context, *code;
-    PyObject *const *args;
-    int nargs, lasti;
-} Spawn;
-
 static void
 fill(G *gp, void *arg)
 {
     PyG *pg = (PyG *)gp;
-    Spawn *sp = arg;
+    PyStart *sp = arg;
     pg->handle = sp->h;
     pg->fn = sp->fn;
     pg->argtuple = sp->argtuple;
@@ -572,10 +574,40 @@ fill(G *gp, void *arg)
     pg->created_code = sp->code;
     pg->created_lasti = sp->lasti;
     pg->nargs = sp->nargs;
+    pg->start = NULL;
     for (int i = 0; i < sp->nargs; i++)
         pg->args[i + 1] = sp->args[i];
     sp->h->u.pg = pg;
     sp->h->id = gp->goid;
+    sp->h->state = GR_RUNNING;
+}
+
+static void
+fill_later(G *gp, Start *st)
+{
+    fill(gp, st);
+    ((PyG *)gp)->start = (PyStart *)st; /* for pyg_entry to free, with the GIL */
+}
+
+/* Queues a goroutine that gets its G when it runs.  All its arguments are in a tuple. */
+static int
+go_later(PyStart *sp)
+{
+    PyStart *later = PyMem_Malloc(sizeof *later);
+    if (later == NULL)
+        return -1;
+    *later = *sp;
+    later->start.entry = pyg_entry;
+    later->start.fill = fill_later;
+    sp->h->u.start = later;
+    sp->h->state = GR_PENDING;
+    if (newproc_later(SCHED, &later->start) == GMP_OK) {
+        if (sp->h->state == GR_PENDING)
+            sp->h->id = later->start.goid;
+        return 0;
+    }
+    PyMem_Free(later);
+    return -1;
 }
 
 static PyObject *
@@ -597,8 +629,9 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     }
     Py_ssize_t nkw = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0;
     Py_ssize_t total = nargs - 1 + nkw;
-    Spawn sp = {.fn = fn, .args = args + 1, .kwnames = kwnames};
-    if (total > PYG_ARGS) {
+    PyStart sp = {.fn = fn, .args = args + 1, .kwnames = kwnames};
+    bool later = runq_long(SCHED);
+    if (total > (later ? 0 : PYG_ARGS)) {
         sp.argtuple = PyTuple_New(total);
         if (sp.argtuple == NULL)
             return NULL;
@@ -618,7 +651,7 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
         sp.h->state = GR_RUNNING;
         tstate_where(&sp.code, &sp.lasti);
         Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
-        if (GMP_LIKELY(newproc(SCHED, pyg_entry, fill, &sp) != 0))
+        if (later ? go_later(&sp) == 0 : newproc(SCHED, pyg_entry, fill, &sp) != 0)
             return (PyObject *)sp.h;
         PyErr_SetString(PyExc_MemoryError,
                         "go(): memory for another goroutine was refused (256 KiB of address space and one page each; see "
@@ -708,6 +741,7 @@ py_self_slow(void)
             pg->g.interruptible = true;
             py_main = pg;
             atomic_store(&SCHED->mainm, mp);
+            mp->picky = false; /* if one keeps its thread, the main goroutine is moved: rescue() */
         }
     } else {
         pg = (PyG *)mp->curg;
@@ -807,6 +841,7 @@ static const Class python_class = {
     .g_size = (sizeof(PyG) + GMP_CACHELINE - 1) / GMP_CACHELINE * GMP_CACHELINE,
     .above = PY_FRAMES_SIZE,
     .stack = STACK_PYTHON,
+    .own_threads = true,
     .swap = cls_swap,
     .resume = cls_resume,
     .suspend = cls_suspend,

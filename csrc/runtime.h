@@ -39,6 +39,7 @@ typedef struct Class {
     size_t g_size;       /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
     size_t above;        /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
+    bool own_threads;    /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
     /* On g0: make the thread gp's / no one's.  resume may block. */
@@ -125,6 +126,25 @@ struct G {
     Timer timer;       /* sleep, and the timeout of any other wait */
 };
 
+/* ---- Start: a goroutine that has not begun to run and has no G yet ----
+ * In a burst of spawns most goroutines would get a G, that is, touch a page, long before they run.  Instead the queue holds
+ * the address of a Start (tagged by its lowest bit), and whoever takes it from the queue gives it the G that ended last. */
+typedef struct Start Start;
+struct Start {
+    uint32_t state; /* atomic: START_PENDING, START_BINDING (somebody fills the G in), START_BOUND */
+    G *gp;          /* when bound */
+    uint64_t goid, parentid;
+    void (*entry)(G *gp);
+    void (*fill)(G *gp, Start *st); /* inside the scheduler, without the GIL: plain stores only */
+};
+enum { START_PENDING, START_BINDING, START_BOUND };
+
+static inline bool
+is_start(G *gp)
+{
+    return ((uintptr_t)gp & 1) != 0;
+}
+
 /* Where the G of a slot is: at its top, less 0 to 7 cache lines that vary from slot to slot.  Slots are aligned, so without
  * this the hot lines of all goroutines would compete for the same few sets of the caches. */
 #define G_COLOURS 8
@@ -207,6 +227,7 @@ struct M {
     bool spinning;
     bool dead;      /* its thread has ended; reused by the next adoption */
     bool ispool;
+    bool picky;     /* adopted, and runs only thread_g (Class.own_threads) */
     uint32_t id;
     uint64_t tid;
     Note park;
@@ -240,6 +261,8 @@ struct Sched {
     Mutex lock;
     GQueue runq;        /* the global queue */
     uint32_t ngs;       /* goroutines ever made, adopted threads included */
+    uint32_t nslots;    /* Gs with a stack, dead or alive; atomic */
+    uint32_t npending;  /* Starts that are not bound; atomic */
     G **gfree;          /* stack of dead ones; as large as runq.ring */
     uint32_t ngfree;    /* atomic for readers without the lock */
     int64_t gdelta;     /* goroutines started minus finished without a P */
@@ -279,6 +302,11 @@ void disown_thread(M *mp);
  * scheduler) and makes it runnable.  entry(gp) runs on its stack and must end in goexit.  Returns its id, or 0 when memory
  * is refused; fill was not called then. */
 uint64_t newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
+/* The same, but without a G until it runs, or until bindstart asks for it; st belongs to the goroutine from now on.
+ * GMP_ENOMEM: no G could be made to run it later. */
+int newproc_later(Sched *sched, Start *st);
+G *bindstart(Sched *sched, Start *st); /* NULL when memory is refused */
+bool runq_long(Sched *sched);          /* so much is queued that a new goroutine will not run for a while */
 void goready(G *gp);
 void injectglist(G *list); /* goready for a list through link.  Go: runtime.injectglist */
 GMP_NORETURN void goexit(void);
