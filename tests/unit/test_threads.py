@@ -192,6 +192,34 @@ def test_waiting_thread_runs_others() -> None:
     assert sorted(got) == [i * i for i in range(100)]
 
 
+def test_goroutine_joins_a_thread_that_waits() -> None:
+    """It must not run on that very thread, where it would wait for itself."""
+    for _ in range(10):
+        ch: Chan[int] = Chan()
+        t = threading.Thread(target=lambda ch=ch: [ch.recv() for _ in range(3)])
+        t.start()
+        time.sleep(0.002)
+        g = go(t.join)
+        time.sleep(0.002)
+        for i in range(3):
+            ch.send(i)
+        g.join(20)
+
+
+def test_current_thread_in_a_goroutine_is_not_a_thread_that_waits() -> None:
+    ch: Chan[int] = Chan()
+    threads = [threading.Thread(target=ch.recv) for _ in range(5)]
+    for t in threads:
+        t.start()
+    time.sleep(0.01)
+    seen = {g.result() for g in [go(threading.current_thread) for _ in range(50)]}
+    assert not seen & set(threads)
+    for i in range(5):
+        ch.send(i)
+    for t in threads:
+        t.join(20)
+
+
 def test_thread_local_of_a_thread_is_not_its_lodgers() -> None:
     """A goroutine that runs on a waiting thread sees neither that thread's locals nor its exception state."""
     local = threading.local()
