@@ -4,9 +4,13 @@
  * leaves last unregisters and closes.  So no operation ever meets a reused descriptor number.
  * System calls on non-blocking descriptors are short and keep the GIL: dropping and taking it would cost more.
  */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* accept4 */
+#endif
 #include "py_gmp.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -139,7 +143,7 @@ fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags)
     for (;;) {
         n = self->socket ? recv(self->fd, buf, (size_t)size, flags) : read(self->fd, buf, (size_t)size);
         if (n >= 0) {
-            self->drained = self->stream && n > 0 && n < size;
+            self->drained = self->stream && n > 0 && n < size && !(flags & MSG_PEEK);
             break;
         }
         if (errno == EINTR) {
@@ -284,6 +288,98 @@ static PyObject *
 fd_write_part(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     return fd_write_args(op, args, nargs, false);
+}
+
+#ifdef SOCK_NONBLOCK
+static int
+accept_nonblock(int fd, struct sockaddr *addr, socklen_t *len)
+{
+    return accept4(fd, addr, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+#else /* macOS */
+static int
+accept_nonblock(int fd, struct sockaddr *addr, socklen_t *len)
+{
+    int s = accept(fd, addr, len);
+    if (s >= 0 && (fcntl(s, F_SETFD, FD_CLOEXEC) < 0 || fcntl(s, F_SETFL, fcntl(s, F_GETFL) | O_NONBLOCK) < 0)) {
+        int err = errno;
+        close(s);
+        errno = err;
+        return -1;
+    }
+    return s;
+}
+#endif
+
+/* Go: internal/poll.(*FD).Accept */
+static PyObject *
+fd_accept(PyObject *op, PyObject *unused)
+{
+    PyFD *self = (PyFD *)op;
+    struct sockaddr_storage addr;
+    if (!fd_enter(self))
+        return NULL;
+    int s = -1;
+    socklen_t len = 0;
+    for (;;) {
+        if (self->closing) { /* closed while this goroutine was on its way back from a wait */
+            raise_closed();
+            break;
+        }
+        len = sizeof addr;
+        s = accept_nonblock(self->fd, (struct sockaddr *)&addr, &len);
+        if (s >= 0)
+            break;
+        if (errno == EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                break;
+            continue;
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            raise_errno(errno);
+            break;
+        }
+        if (fd_wait(self, POLL_READ) < 0)
+            break;
+    }
+    fd_leave(self);
+    if (s < 0)
+        return NULL;
+    if (len > sizeof addr)
+        len = sizeof addr;
+    PyObject *r = Py_BuildValue("(iy#)", s, (char *)&addr, (Py_ssize_t)len);
+    if (r == NULL)
+        close(s);
+    return r;
+}
+
+static PyObject *
+fd_shutdown(PyObject *op, PyObject *arg)
+{
+    PyFD *self = (PyFD *)op;
+    int how = PyLong_AsInt(arg);
+    if (how == -1 && PyErr_Occurred())
+        return NULL;
+    if (!fd_enter(self))
+        return NULL;
+    int err = shutdown(self->fd, how) < 0 ? errno : 0;
+    fd_leave(self);
+    if (err != 0)
+        return raise_errno(err);
+    Py_RETURN_NONE;
+}
+
+/* The descriptor is the caller's from here on.  Those who wait get OSError; the last of them takes it out of the poller. */
+static PyObject *
+fd_detach(PyObject *op, PyObject *unused)
+{
+    PyFD *self = (PyFD *)op;
+    if (self->closing || self->pd == NULL)
+        return raise_closed();
+    int fd = self->fd;
+    self->keep = true;
+    fd_close_now(self);
+    return PyLong_FromLong(fd);
 }
 
 static PyObject *
@@ -433,6 +529,13 @@ static PyMethodDef fd_methods[] = {
      PyDoc_STR("write_part($self, data, flags=0, /)\n--\n\nWrite some of data, parking while there is no room; returns how much.")},
     {"wait_read", fd_wait_read, METH_NOARGS, PyDoc_STR("wait_read($self, /)\n--\n\nPark until a read is worth a try.")},
     {"wait_write", fd_wait_write, METH_NOARGS, PyDoc_STR("wait_write($self, /)\n--\n\nPark until a write is worth a try.")},
+    {"accept", fd_accept, METH_NOARGS,
+     PyDoc_STR("accept($self, /)\n--\n\nPark until a connection comes in; returns its descriptor, non-blocking, and the\n"
+               "other end's struct sockaddr.  Raises OSError, TimeoutError at the read deadline.")},
+    {"shutdown", fd_shutdown, METH_O,
+     PyDoc_STR("shutdown($self, how, /)\n--\n\nEnd one or both directions of a socket: socket.SHUT_RD, SHUT_WR, SHUT_RDWR.")},
+    {"detach", fd_detach, METH_NOARGS,
+     PyDoc_STR("detach($self, /)\n--\n\nAs close(), but the descriptor stays open; returns it.")},
     {"set_deadline", fd_set_deadline, METH_O,
      PyDoc_STR("set_deadline($self, seconds, /)\n--\n\nReads and writes raise TimeoutError from then on, waiting ones included.\n\n"
                "seconds from now; None: never.  Go: net.Conn.SetDeadline.")},
