@@ -2,13 +2,18 @@
 
 n tasks yield in a loop; an operation is one yield of one task. greenlet has no scheduler: its tasks switch to each
 other in a ring. Threads give way with sched_yield, which here means handing over the GIL.
+
+yield_beside: the same for 0.2 s beside a thread that keeps the interpreter busy. Half of the time is the thread's; whoever lets
+go of the GIL at each yield gets it back 5 ms later, and so hardly any.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
-from benchmarks.harness import Bench, Target, Watch
+from benchmarks.harness import GO, Bench, Target, Watch
 
 AS_GO = Target(1.0, "go-1", {(3, 12): 1.2, (3, 13): 1.2})
 
@@ -99,7 +104,6 @@ async def _(watch: Watch, ops: int, n: int) -> None:
 @YIELD.contender("threads", ops=40_000)
 def _(watch: Watch, ops: int, n: int) -> None:
     import os
-    import threading
 
     def spin(times: int) -> None:
         start.wait()
@@ -114,6 +118,87 @@ def _(watch: Watch, ops: int, n: int) -> None:
     with watch:
         for task in tasks:
             task.join()
+
+
+BESIDE = Bench("yield_beside")
+BESIDE.shape("yield_beside", title="yield, 2 tasks, a busy thread beside", n=2, ops=1, pinned=False, without=GO)
+SECONDS = 0.2
+
+
+class BusyThread:
+    """Computes while the block runs that it guards."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        while not self.stop:
+            pass
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop = True
+        self.thread.join()
+
+
+@BESIDE.contender("gmp")
+def _(watch: Watch, ops: int, n: int) -> int:
+    from gmp import go, gosched
+
+    def spin() -> int:
+        count = 0
+        while time.perf_counter() < end:
+            for _ in range(10):
+                gosched()
+            count += 10
+        return count
+
+    def body() -> int:
+        tasks = [go(spin) for _ in range(n)]
+        with BusyThread(), watch:
+            return sum(task.result() for task in tasks)
+
+    end = time.perf_counter() + SECONDS
+    return go(body).result()
+
+
+@BESIDE.contender("gevent")
+def _(watch: Watch, ops: int, n: int) -> int:
+    import gevent
+
+    def spin() -> int:
+        count = 0
+        while time.perf_counter() < end:
+            for _ in range(10):
+                gevent.sleep(0)
+            count += 10
+        return count
+
+    end = time.perf_counter() + SECONDS
+    tasks = [gevent.spawn(spin) for _ in range(n)]
+    with BusyThread(), watch:
+        return sum(task.get() for task in tasks)
+
+
+@BESIDE.contender("asyncio", "uvloop")
+async def _(watch: Watch, ops: int, n: int) -> int:
+    import asyncio
+
+    async def spin() -> int:
+        count = 0
+        while time.perf_counter() < end:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            count += 10
+        return count
+
+    end = time.perf_counter() + SECONDS
+    tasks = [asyncio.create_task(spin()) for _ in range(n)]
+    with BusyThread(), watch:
+        return sum([await task for task in tasks])
 
 
 def test_switch(measure: Callable[[], None]) -> None:

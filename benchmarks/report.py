@@ -1,5 +1,7 @@
 """`python -m benchmarks.report [--quick] [--json FILE] [SHAPE…]`: every shape, one table in Markdown.
 
+`--cpu` shows processor time instead of the clock's, for a machine that has other things to do; `--load FILE` shows a saved run.
+
 Targets are set against Go on one CPU (GOMAXPROCS=1), since a GIL build runs Python on one CPU at a time. Go with its
 default GOMAXPROCS stands beside it.
 """
@@ -11,6 +13,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness import CONTENDERS, Figure, all_shapes
@@ -61,38 +64,55 @@ def versions(races: Iterable[Race]) -> str:
     return ", ".join([python, *others, f"{platform.system()} {platform.machine()}"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="all but these are left out; a prefix will do")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: three to four minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="every round of every contender")
-    parser.add_argument("--contenders", metavar="A,B", help=f"of {','.join(CONTENDERS)}")
-    options = parser.parse_args()
-    contenders = options.contenders.split(",") if options.contenders else None
-
+def run(shapes: list[str], quick: bool, contenders: list[str] | None) -> list[Race]:
     races = []
     for shape in all_shapes():
-        if options.shapes and not shape.name.startswith(tuple(options.shapes)):
+        if shapes and not shape.name.startswith(tuple(shapes)):
             continue
         print(f"{shape.title} …", file=sys.stderr, flush=True)
-        race = Race(shape, quick=options.quick, contenders=contenders).run()
+        race = Race(shape, quick=quick, contenders=contenders).run()
         races.append(race)
         for contender, reason in race.failed.items():
             print(f"  {contender} failed: {reason}", file=sys.stderr)
     for reason in sorted({reason for race in races for reason in race.missing.values()}):
         print(f"left out: {reason}", file=sys.stderr)
+    return races
 
+
+def save(races: list[Race], path: Path) -> None:
+    shapes = {r.shape.name: {k: getattr(r, k) for k in ("rounds", "versions", "failed", "missing")} for r in races}
+    path.write_text(json.dumps({"versions": versions(races), "shapes": shapes}, indent=1) + "\n")
+
+
+def load(path: Path) -> list[Race]:
+    saved = json.loads(path.read_text())["shapes"]
+    races = [Race(shape) for shape in all_shapes() if shape.name in saved]
+    for race in races:
+        vars(race).update(saved[race.shape.name])
+    return races
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help="all but these are left out; a prefix will do")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: three to four minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every round of every contender")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="show what --json saved, run nothing")
+    parser.add_argument(
+        "--cpu", action="store_true", help="processor time instead of wall time, where figures are in ns"
+    )
+    parser.add_argument("--contenders", metavar="A,B", help=f"of {','.join(CONTENDERS)}")
+    options = parser.parse_args()
+    contenders = options.contenders.split(",") if options.contenders else None
+
+    races = load(options.load) if options.load else run(options.shapes, options.quick, contenders)
+    if options.cpu:
+        for race in races:
+            race.shape.figures = tuple(replace(f, key="cpu_ns" if f.key == "ns" else f.key) for f in race.shape.figures)
     print(versions(races) + "\n")
     print(table(races))
     if options.json:
-        result = {
-            "versions": versions(races),
-            "shapes": {
-                r.shape.name: {"title": r.shape.title, "rounds": r.rounds, "failed": r.failed, "missing": r.missing}
-                for r in races
-            },
-        }
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        save(races, options.json)
 
 
 if __name__ == "__main__":
