@@ -19,6 +19,7 @@
 #include "chan.h"
 
 typedef struct Goroutine Goroutine;
+typedef struct PyStart PyStart;
 
 #define PYG_ARGS 5 /* arguments kept in the G itself; more go to a tuple */
 
@@ -35,6 +36,7 @@ typedef struct PyG {
     WaitQ joiners;          /* GIL */
     PyObject *argtuple;     /* all arguments, when there are more than PYG_ARGS */
     PyObject *kwnames;      /* names of the last of the arguments */
+    PyStart *start;         /* on the heap; freed when it begins to run */
     PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
 #ifdef Py_DEBUG
     bool bound; /* bound_gilstate as it should be: see bound_here */
@@ -70,14 +72,27 @@ struct Goroutine {
     PyObject_HEAD
     uint64_t id;
     union {
-        PyG *pg;          /* while it runs */
+        PyG *pg;          /* once it has begun to run */
         PyObject *result; /* returned: the value */
         struct Failure *failure; /* raised */
     } u;
-    PyObject *name;       /* when done, if somebody still held it then */
+    union {
+        PyStart *start;   /* has_start */
+        PyObject *name;   /* when done, if somebody still held it then */
+    } v;
     uint8_t state;        /* GoroutineState */
+    bool has_start;       /* it was queued without a G, and has not begun to run; GIL, as is all of this but u.pg and id */
 };
 typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
+
+/* What go() knows of a goroutine; on the caller's stack, or on the heap for one that gets its G later (Start). */
+struct PyStart {
+    Start start; /* first */
+    Goroutine *h;
+    PyObject *fn, *argtuple, *kwnames, *context, *code;
+    PyObject *const *args;
+    int nargs, lasti;
+};
 
 typedef struct Failure {
     PyObject *exc;
@@ -101,7 +116,7 @@ py_self(void)
         return mp->curg;
     return py_self_slow();
 }
-PyObject *py_goroutine_name(PyG *pg);        /* new reference, str */
+PyObject *py_goroutine_name(PyObject *fn);   /* new reference, str */
 PyObject *py_goroutine_created(PyG *pg);     /* "pkg.f at file.py:12", or NULL without an exception */
 void py_report_failures(void);               /* those that nobody collected, at exit */
 void py_stop(void);                          /* the interpreter shuts down */

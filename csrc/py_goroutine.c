@@ -98,7 +98,7 @@ py_report_failures(void)
     while (failures.next != &failures) {
         Failure *f = failures.next;
         Goroutine *h = (Goroutine *)Py_NewRef((PyObject *)f->owner);
-        failure_report(f, h->id, h->name);
+        failure_report(f, h->id, h->v.name);
         failure_unlink(f);
         Py_DECREF(h);
     }
@@ -254,7 +254,7 @@ finish_failed(PyG *pg, Goroutine *h)
     f->next->prev = f->prev->next = f;
     PyErr_Clear();
     h->u.failure = f;
-    Py_XSETREF(h->name, name);
+    Py_XSETREF(h->v.name, name);
     h->state = GR_FAILED;
     PyObject_GC_Track(h);
 }
@@ -279,6 +279,8 @@ pyg_entry(G *gp)
 {
     PyG *pg = (PyG *)gp;
     if (pg->start != NULL) {
+        pg->handle->v.name = NULL;
+        pg->handle->has_start = false;
         PyMem_Free(pg->start);
         pg->start = NULL;
     }
@@ -291,7 +293,7 @@ pyg_entry(G *gp)
         h->u.result = r;
         h->state = GR_RETURNED;
         if (Py_REFCNT(h) > 1) {
-            h->name = py_goroutine_name(pg->fn);
+            h->v.name = py_goroutine_name(pg->fn);
             PyErr_Clear();
             if (PyObject_IS_GC(r))
                 PyObject_GC_Track(h); /* only now can it be part of a cycle */
@@ -302,7 +304,7 @@ pyg_entry(G *gp)
     if (GMP_UNLIKELY(pg->joiners.first != NULL))
         wake_joiners(pg);
     if (GMP_UNLIKELY(h->state == GR_FAILED && Py_REFCNT(h) == 1))
-        failure_report(h->u.failure, h->id, h->name);
+        failure_report(h->u.failure, h->id, h->v.name);
     if (GMP_UNLIKELY(pg == py_forked)) {
         py_report_failures();
         end_forked_child(h->state == GR_FAILED);
@@ -345,18 +347,18 @@ handle_free(Goroutine *h)
         if (!f->collected) {
 #if PY_VERSION_HEX >= 0x030C0000
             PyObject *saved = PyErr_GetRaisedException();
-            failure_report(f, h->id, h->name);
+            failure_report(f, h->id, h->v.name);
             PyErr_SetRaisedException(saved);
 #else
             PyObject *type, *value, *tb;
             PyErr_Fetch(&type, &value, &tb);
-            failure_report(f, h->id, h->name);
+            failure_report(f, h->id, h->v.name);
             PyErr_Restore(type, value, tb);
 #endif
         }
         failure_free(f);
     }
-    Py_CLEAR(h->name);
+    Py_CLEAR(h->v.name);
     if (nfree_handles < stack_count(STACK_PYTHON)) {
         h->u.pg = (PyG *)free_handles;
         free_handles = h;
@@ -406,14 +408,14 @@ handle_clear(PyObject *self)
 static int
 wait_done(Goroutine *h, PyWait *w)
 {
-    while (h->state == GR_RUNNING || h->state == GR_PENDING) {
+    while (h->state == GR_RUNNING) {
         if (w->timeout == 0)
             return GMP_ETIMEDOUT;
         if (py_wait_begin(w) < 0)
             return 1;
-        if (h->state == GR_PENDING && bindstart(SCHED, &h->u.start->start) == NULL)
+        PyG *pg = h->has_start ? (PyG *)bindstart(SCHED, &h->v.start->start) : h->u.pg;
+        if (pg == NULL)
             return GMP_ENOMEM;
-        PyG *pg = h->u.pg;
         if (getg() == &pg->g) {
             PyErr_SetString(PyExc_RuntimeError, "a goroutine cannot join itself");
             return 1;
@@ -500,11 +502,11 @@ static PyObject *
 handle_get_name(PyObject *self, void *closure)
 {
     Goroutine *h = (Goroutine *)self;
+    if (h->has_start)
+        return py_goroutine_name(h->v.start->fn);
     if (h->state == GR_RUNNING)
         return py_goroutine_name(h->u.pg->fn);
-    if (h->state == GR_PENDING)
-        return py_goroutine_name(h->u.start->fn);
-    return h->name != NULL ? Py_NewRef(h->name) : PyUnicode_FromString("");
+    return h->v.name != NULL ? Py_NewRef(h->v.name) : PyUnicode_FromString("");
 }
 
 static PyObject *
@@ -517,7 +519,7 @@ handle_get_done(PyObject *self, void *closure)
 static PyObject *
 handle_repr(PyObject *self)
 {
-    static const char *const states[] = {"running", "returned", "failed", "runnable"};
+    static const char *const states[] = {"running", "returned", "failed"};
     Goroutine *h = (Goroutine *)self;
     PyObject *name = handle_get_name(self, NULL);
     if (name == NULL)
@@ -561,6 +563,8 @@ PyTypeObject Goroutine_Type = {
 
 /* ---- go ---- */
 
+static void pyg_entry(G *gp);
+
 static void
 fill(G *gp, void *arg)
 {
@@ -579,7 +583,6 @@ fill(G *gp, void *arg)
         pg->args[i + 1] = sp->args[i];
     sp->h->u.pg = pg;
     sp->h->id = gp->goid;
-    sp->h->state = GR_RUNNING;
 }
 
 static void
@@ -599,13 +602,14 @@ go_later(PyStart *sp)
     *later = *sp;
     later->start.entry = pyg_entry;
     later->start.fill = fill_later;
-    sp->h->u.start = later;
-    sp->h->state = GR_PENDING;
+    sp->h->v.start = later;
+    sp->h->has_start = true;
     if (newproc_later(SCHED, &later->start) == GMP_OK) {
-        if (sp->h->state == GR_PENDING)
-            sp->h->id = later->start.goid;
+        sp->h->id = later->start.goid;
         return 0;
     }
+    sp->h->v.name = NULL;
+    sp->h->has_start = false;
     PyMem_Free(later);
     return -1;
 }
@@ -647,7 +651,8 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     sp.h = handle_new();
     if (sp.h != NULL && tstate_context(&sp.context) == 0) {
         sp.h->u.pg = NULL;
-        sp.h->name = NULL;
+        sp.h->v.name = NULL;
+        sp.h->has_start = false;
         sp.h->state = GR_RUNNING;
         tstate_where(&sp.code, &sp.lasti);
         Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
@@ -661,7 +666,7 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     if (sp.h != NULL) {
         sp.h->state = GR_RETURNED;
         sp.h->u.result = Py_NewRef(Py_None);
-        sp.h->name = NULL;
+        sp.h->v.name = NULL;
         Py_DECREF(sp.h);
     }
     Py_XDECREF(sp.context);

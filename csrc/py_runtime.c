@@ -31,7 +31,7 @@ append_goroutine(PyObject *list, PyG *pg, const char *name)
         return 0;
     PyObject *created = py_goroutine_created(pg);
     PyErr_Clear();
-    PyObject *nm = name != NULL ? PyUnicode_FromString(name) : py_goroutine_name(pg);
+    PyObject *nm = name != NULL ? PyUnicode_FromString(name) : py_goroutine_name(pg->fn);
     PyObject *frame = NULL;
     if (pg->g.stack_lo != NULL || atomic_load(&pg->g.status) == G_WAITING || &pg->g == getg() || pg == py_main)
         frame = (PyObject *)PyThreadState_GetFrame(pg->ts); /* another thread's thread state may be gone */
