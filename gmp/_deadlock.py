@@ -7,6 +7,7 @@ is not parked in gmp, or an OS thread that neither Python nor gmp has started.
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from gmp import _core, _traceback
@@ -32,5 +33,4 @@ def check() -> str | None:
     """The message for Deadlock, or None when somebody may still wake a goroutine.  Called in the main goroutine."""
     if _stranger():
         return None
-    text = "fatal error: all goroutines are asleep - deadlock!\n\n" + _traceback.format_all()
-    return text
+    return "fatal error: all goroutines are asleep - deadlock!\n\n" + _traceback.format_all(sys._getframe().f_back)

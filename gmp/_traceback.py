@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from types import FrameType
 
 from gmp import _core
 
@@ -18,8 +19,8 @@ def format_goroutine(entry: tuple[object, ...]) -> str:
     return "".join(lines)
 
 
-def format_all() -> str:
-    """All goroutines, the calling one first, a blank line between two."""
+def format_all(frame: FrameType | None) -> str:
+    """All goroutines, the calling one first and from this frame on, a blank line between two."""
     me = _core._goid()
     entries = sorted(_core._goroutines(), key=lambda e: (e[0] != me, e[0]))
-    return "\n".join(format_goroutine(e) for e in entries)
+    return "\n".join(format_goroutine((*e[:5], frame) if e[0] == me else e) for e in entries)

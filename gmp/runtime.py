@@ -25,9 +25,9 @@ def stack(all: bool = False) -> str:
     Each begins with a line like "goroutine 7 [chan receive] app.worker:" and ends with "created by app.main at app.py:12".
     Go: runtime.Stack.
     """
-    if all:
-        return _traceback.format_all()
     frame = sys._getframe(1)
+    if all:
+        return _traceback.format_all(frame)
     return f"goroutine {_core._goid()} [running]:\n" + "".join(traceback.format_stack(frame))
 
 
