@@ -26,6 +26,7 @@ from gmp.sync import Mutex
 
 _PATIENCE = 0.01  # seconds that a taken Condition lock is waited for before other goroutines get this thread
 
+
 class Condition:
     """A condition variable with a reentrant lock of its own: of threading.Condition, what grpcio uses."""
 
