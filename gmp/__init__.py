@@ -20,6 +20,7 @@ Layout
     _deadlock       the check behind Deadlock
     _traceback      goroutine stacks as text
     _ffi            gmp.ffi and gmp.lib, the C interface by cffi
+    net             connections, listeners, wait_read, wait_write (import gmp.net)
     grpc            a gRPC server whose RPCs are goroutines (needs grpcio)
 """
 

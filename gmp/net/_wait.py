@@ -1,0 +1,74 @@
+"""wait_read and wait_write: for descriptors that other code owns."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from typing import Protocol
+
+from gmp import _core
+
+
+class HasFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
+def wait_read(fd: int | HasFileno, timeout: float | None = None) -> None:
+    """Park until a read from a descriptor would not block: there is data, an end, an error, or a connection to accept.
+
+    fd: a descriptor, or what has a fileno(); blocking or not.  timeout: seconds; None: no limit; 0: do not wait.
+    Raises TimeoutError, and OSError with EBADF for a closed one.  Regular files are always ready.
+    Any number of goroutines may wait for the same descriptor, and a Conn may own it.  Closing the descriptor with os.close
+    wakes nobody, as everywhere in Unix.
+    """
+    _wait(fd, timeout, False)
+
+
+def wait_write(fd: int | HasFileno, timeout: float | None = None) -> None:
+    """Park until a write to a descriptor would not block, or would fail.  Otherwise as wait_read."""
+    _wait(fd, timeout, True)
+
+
+def _wait(fd: int | HasFileno, timeout: float | None, write: bool) -> None:
+    if not isinstance(fd, int):
+        fd = fd.fileno()
+        if not isinstance(fd, int):
+            raise TypeError(f"fileno() must return an int, not {type(fd).__name__}")
+    if fd < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    # A duplicate is registered, which is a registration of its own: it can neither meet another one of this open file, nor
+    # take out the next owner of the number when this one is closed meanwhile; and it starts with the present state, so that
+    # no edge is missing.
+    own = os.dup(fd)
+    try:
+        poll = _core.FD(own)
+    except OSError as e:
+        os.close(own)
+        if e.errno == errno.EPERM:
+            return  # a regular file or a directory
+        raise
+    except BaseException:
+        os.close(own)
+        raise
+    try:
+        if timeout is not None:
+            if write:
+                poll.set_write_deadline(timeout)
+            else:
+                poll.set_read_deadline(timeout)
+        if write:
+            poll.wait_write()
+        else:
+            poll.wait_read()
+    except TimeoutError:
+        if not _ready(own, write):
+            raise TimeoutError(f"{'write' if write else 'read'} timed out") from None
+    finally:
+        poll.close()
+
+
+def _ready(fd: int, write: bool) -> bool:
+    p = select.poll()
+    p.register(fd, select.POLLOUT if write else select.POLLIN)
+    return bool(p.poll(0))
