@@ -59,7 +59,7 @@ def greet() -> None:
         stub = helloworld_pb2_grpc.GreeterStub(channel)
         reply = stub.SayHello(helloworld_pb2.HelloRequest(name="goroutine"), timeout=10)
         print(f'SayHello(name: "goroutine") at 127.0.0.1:{port} -> message: "{reply.message}"')
-    server.stop(None).wait(10)
+    server.stop(1).wait(10)
 
 
 class Progress:
@@ -169,7 +169,7 @@ def run(arguments: list[str]) -> None:
     hello_goroutine()
     print("\nThe Greeter on goroutines:\n", flush=True)
     greet()
-    print("\nThe Greeter under load, for about a minute and a half:\n", flush=True)
+    print("\nThe Greeter under load, for a minute and a half at most:\n", flush=True)
     results = measure(rounds, seconds)
     print_table([HEADINGS, *rows(results, seconds)])
     print(*summary(results), sep="\n")
