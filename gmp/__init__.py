@@ -18,6 +18,7 @@ Layout
     _executor       Executor, wait: concurrent.futures on goroutines
     _excepthook     what happens to an exception that nobody collects
     _deadlock       the check behind Deadlock
+    _exit           what comes before atexit
     _traceback      goroutine stacks as text
     _ffi            gmp.ffi and gmp.lib, the C interface by cffi
     net             connections, listeners, wait_read, wait_write (import gmp.net)
@@ -59,7 +60,7 @@ class Selected(NamedTuple):
 
 _core._set_selected(Selected)
 
-from gmp import _deadlock, _excepthook, runtime, sync  # noqa: E402
+from gmp import _deadlock, _excepthook, _exit, runtime, sync  # noqa: E402
 from gmp._excepthook import ExceptHookArgs, excepthook  # noqa: E402
 from gmp._executor import Executor, Future, wait  # noqa: E402
 
@@ -89,6 +90,7 @@ __all__ = [
 
 _core._set_excepthook(_excepthook.report)
 _core._set_deadlock_check(_deadlock.check)
+_exit.register()
 _atexit.register(_core._stop)
 if hasattr(_os, "register_at_fork"):
     _os.register_at_fork(after_in_child=_core._after_fork_child)
