@@ -38,7 +38,7 @@ class socket(so.socket):
     def settimeout(self, value: float | None, /) -> None:
         """Seconds until a call raises TimeoutError; None: never; 0: calls that would wait raise BlockingIOError."""
         if value is not None:
-            value = float(value)
+            value = 0.0 + value  # TypeError for what is not a number
             if not value >= 0:
                 raise ValueError("Timeout value out of range")
         self._seconds = value

@@ -32,7 +32,10 @@ def wait_write(fd: int | HasFileno, timeout: float | None = None) -> None:
 
 def _wait(fd: int | HasFileno, timeout: float | None, write: bool) -> None:
     if not isinstance(fd, int):
-        fd = fd.fileno()
+        fileno = getattr(fd, "fileno", None)
+        if fileno is None:
+            raise TypeError(f"fd must be an int or have a fileno() method, not {type(fd).__name__}")
+        fd = fileno()
         if not isinstance(fd, int):
             raise TypeError(f"fileno() must return an int, not {type(fd).__name__}")
     if fd < 0:

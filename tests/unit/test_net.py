@@ -1,0 +1,781 @@
+"""gmp.net: connections, listeners, TLS, descriptors, deadlines; bad descriptors and bad peers."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import random
+import shutil
+import socket as so
+import ssl
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gmp
+import gmp.net
+from gmp import go
+from gmp.net import Conn, Listener, dial, listen, wait_read, wait_write
+
+WAIT = 10.0
+
+
+def echo(conn: Conn) -> None:
+    with conn:
+        while data := conn.read(65536):
+            conn.write(data)
+
+
+@contextlib.contextmanager
+def serving(handler: Callable[[Conn], Any], address: Any = "127.0.0.1:0", **kwargs: Any) -> Iterator[Listener]:
+    """A listener whose connections get a goroutine each."""
+    listener = listen(address, **kwargs)
+    handlers = []
+
+    def serve() -> None:
+        for conn in listener:
+            handlers.append(go(handler, conn))
+
+    server = go(serve)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        server.join(WAIT)
+        for g in handlers:
+            g.result(WAIT)
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Conn, Conn]]:
+    """Two ends of a TCP connection."""
+    with listen("127.0.0.1:0") as listener:
+        a = dial(listener.addr, timeout=WAIT)
+        listener.set_deadline(WAIT)
+        b = listener.accept()
+    with a, b:
+        yield a, b
+
+
+def until_waiting(g: gmp.Goroutine[Any], reason: str = "io") -> None:
+    """Until a goroutine has parked for a descriptor."""
+    deadline = time.monotonic() + WAIT
+    while time.monotonic() < deadline:
+        if any(row[0] == g.id and reason in row[2].lower() + str(row[3]).lower() for row in gmp._core._goroutines()):
+            return
+        gmp.sleep(0.001)
+    pytest.fail("the goroutine did not park")
+
+
+def code_of(fn: Callable[..., Any], *args: Any) -> int | None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        fn(*args)
+    return caught.value.errno
+
+
+# ---- echo ----
+
+
+def test_echo_over_tcp() -> None:
+    with serving(echo) as listener, dial(listener.addr, timeout=WAIT) as conn:
+        conn.set_deadline(WAIT)
+        assert conn.write(b"hello") == 5
+        assert conn.read_exactly(5) == b"hello"
+        assert conn.remote_addr == listener.addr
+        assert conn.local_addr[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_echo_over_unix_socket(tmp_path: Path, kind: str) -> None:
+    address = str(tmp_path / "s") if kind == "path" else f"\0gmp-test-{os.getpid()}"
+    with serving(echo, address, network="unix") as listener:
+        assert listener.addr == address
+        with dial(address, network="unix", timeout=WAIT) as conn:
+            conn.set_deadline(WAIT)
+            conn.write(b"hello")
+            assert conn.read_exactly(5) == b"hello"
+            assert conn.remote_addr == address
+    assert not os.path.exists(address.replace("\0", "@"))
+
+
+def test_accepted_unix_connection_tells_its_addresses(tmp_path: Path) -> None:
+    with listen(tmp_path / "s", network="unix") as listener, dial(tmp_path / "s", network="unix") as a:
+        with listener.accept() as b:
+            assert b.remote_addr == ""
+            assert b.local_addr == a.remote_addr == str(tmp_path / "s")
+
+
+@pytest.fixture(scope="session")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """(server's, client's) with a certificate for localhost."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl command to make a certificate with")
+    here = tmp_path_factory.mktemp("tls")
+    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
+    command += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    made = subprocess.run(command.split(), cwd=here, capture_output=True, text=True, timeout=60)
+    if made.returncode != 0:
+        pytest.skip(f"openssl makes no certificate: {made.stderr}")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(here / "cert.pem", here / "key.pem")
+    client = ssl.create_default_context(cafile=str(here / "cert.pem"))
+    return server, client
+
+
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+def test_echo_over_tls(contexts: Contexts) -> None:
+    server, client = contexts
+    data = random.Random(1).randbytes(3_000_000)
+    with serving(echo, ssl=server) as listener:
+        with dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="localhost") as conn:
+            conn.set_deadline(WAIT)
+            assert conn.write(b"line 1\nline 2\n") == 14
+            assert conn.readline() == b"line 1\n"
+            assert conn.read_exactly(7) == b"line 2\n"
+            writer = go(conn.write, data)
+            assert conn.read_exactly(len(data)) == data
+            assert writer.result(WAIT) == len(data)
+            assert conn.ssl_object.version() in ("TLSv1.2", "TLSv1.3")  # type: ignore[attr-defined]
+            buffer = bytearray(4)
+            conn.write(b"abcdef")
+            assert conn.read_into(buffer) + len(conn.read(10)) >= 4
+            assert buffer == b"abcd"
+
+
+def test_tls_half_close(contexts: Contexts) -> None:
+    server, client = contexts
+
+    def count(conn: Conn) -> None:
+        with conn:
+            n = 0
+            while data := conn.read(65536):
+                n += len(data)
+            conn.write(b"%d" % n)
+
+    with serving(count, ssl=server) as listener:
+        with dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="localhost") as conn:
+            conn.set_deadline(WAIT)
+            conn.write(b"x" * 100_000)
+            conn.close_write()
+            assert conn.read_exactly(6) == b"100000"
+            assert conn.read() == b""
+
+
+def test_tls_wrong_name_and_wrong_peers(contexts: Contexts) -> None:
+    server, client = contexts
+
+    def quiet(conn: Conn) -> None:
+        with conn, contextlib.suppress(OSError):
+            conn.read()
+
+    with serving(quiet, ssl=server) as listener:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="elsewhere")
+    with serving(lambda conn: conn.close()) as listener:
+        with pytest.raises(OSError):  # noqa: PT011
+            dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="localhost")
+    with listen("127.0.0.1:0") as silent:  # it never answers
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match="TLS"):
+            dial(silent.addr, timeout=0.1, ssl=client, server_hostname="localhost")
+        assert time.monotonic() - start < 5
+
+
+def test_tls_end_without_farewell_is_an_error(contexts: Contexts) -> None:
+    server, client = contexts
+
+    def rude(conn: Conn) -> None:
+        conn.write(b"x")
+        conn.abort()  # type: ignore[attr-defined]
+
+    with serving(rude, ssl=server) as listener:
+        with dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="localhost") as conn:
+            conn.set_deadline(WAIT)
+            assert conn.read_exactly(1) == b"x"
+            with pytest.raises(OSError):  # noqa: PT011
+                conn.read()
+
+
+def test_tls_close_wakes_a_reader(contexts: Contexts) -> None:
+    server, client = contexts
+    with serving(echo, ssl=server) as listener:
+        conn = dial(listener.addr, timeout=WAIT, ssl=client, server_hostname="localhost")
+        reader = go(code_of, conn.read)
+        until_waiting(reader)
+        conn.close()
+        assert reader.result(WAIT) == errno.EBADF
+
+
+# ---- reading and writing ----
+
+
+def test_slow_reader_gets_all_of_a_large_write() -> None:
+    data = random.Random(2).randbytes(10_000_000)
+    with pair() as (a, b):
+        writer = go(a.write, data)
+        got = bytearray()
+        while len(got) < len(data):
+            chunk = b.read(30_000)
+            assert chunk
+            got += chunk
+            if len(got) % 7 == 0:
+                gmp.sleep(0.001)
+        assert writer.result(WAIT) == len(data)
+        assert got == data
+
+
+def test_half_close() -> None:
+    with pair() as (a, b):
+        a.write(b"question")
+        a.close_write()
+        b.set_deadline(WAIT)
+        assert b.read_exactly(8) == b"question"
+        assert b.read() == b""
+        b.write(b"answer")
+        b.close()
+        assert a.read_exactly(6) == b"answer"
+        assert a.read() == b""
+        with pytest.raises(BrokenPipeError):
+            a.write(b"more")
+
+
+def test_readline() -> None:
+    with pair() as (a, b):
+        b.set_deadline(WAIT)
+        reader = go(b.readline)
+        for part in (b"ab", b"c", b"\nnext", b" line\nrest"):
+            a.write(part)
+            gmp.sleep(0.005)
+        assert reader.result(WAIT) == b"abc\n"
+        assert b.readline() == b"next line\n"
+        assert b.read(2) == b"re"
+        a.write(b"12345678\n")
+        with pytest.raises(ValueError, match="no end of line"):
+            b.readline(5)
+        a.close()
+        assert b.readline() == b"45678\n"
+        assert b.readline() == b""
+        with pytest.raises(ValueError):  # noqa: PT011
+            b.readline(0)
+
+
+def test_readline_without_newline_at_the_end() -> None:
+    with pair() as (a, b):
+        a.write(b"half")
+        a.close()
+        assert b.readline() == b"half"
+
+
+def test_peek_takes_nothing() -> None:
+    with pair() as (a, b):
+        b.set_deadline(WAIT)
+        a.write(b"abc")
+        for _ in range(3):
+            assert b.read(100, so.MSG_PEEK) == b"abc"
+        assert b.read(100) == b"abc"
+
+
+@pytest.mark.parametrize("n", [0, 5, 65536, 65537, 1_000_000])
+def test_read_exactly(n: int) -> None:
+    data = random.Random(n).randbytes(n)
+    with pair() as (a, b):
+        b.set_deadline(WAIT)
+        writer = go(a.write, data + b"x")
+        assert b.read_exactly(n) == data
+        writer.join(WAIT)
+        a.close()
+        with pytest.raises(EOFError, match="after 1 of 2 bytes"):
+            b.read_exactly(2)
+    with pytest.raises(ValueError):  # noqa: PT011
+        b.read_exactly(-1)
+
+
+def test_peer_reset() -> None:
+    with pair() as (a, b):
+        reader = go(code_of, b.read)
+        until_waiting(reader)
+        s = so.socket(fileno=a.detach())
+        s.setsockopt(so.SOL_SOCKET, so.SO_LINGER, struct.pack("ii", 1, 0))
+        s.close()
+        assert reader.result(WAIT) == errno.ECONNRESET
+        assert code_of(b.write, b"x") == errno.EPIPE
+
+
+# ---- deadlines ----
+
+
+def test_deadline_in_the_past() -> None:
+    with pair() as (a, b):
+        a.write(b"x")
+        b.set_read_deadline(0)
+        with pytest.raises(TimeoutError):
+            b.read_exactly(2)
+        with pytest.raises(TimeoutError):
+            b.wait_read()
+        b.write(b"y")
+        b.set_deadline(None)
+        b.wait_write()
+
+
+def test_deadline_in_the_future_and_cleared() -> None:
+    with pair() as (a, b):
+        b.set_read_deadline(0.05)
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            b.read()
+        assert 0.045 <= time.monotonic() - start < 5
+        with pytest.raises(TimeoutError):
+            b.read()
+        b.set_read_deadline(None)
+        reader = go(b.read)
+        until_waiting(reader)
+        a.write(b"x")
+        assert reader.result(WAIT) == b"x"
+
+
+def test_deadline_moved_while_waiting() -> None:
+    with pair() as (a, b):
+        b.set_read_deadline(60)
+        reader = go(b.read)
+        until_waiting(reader)
+        b.set_read_deadline(0.02)
+        with pytest.raises(TimeoutError):
+            reader.result(WAIT)
+
+        b.set_read_deadline(0.05)
+        reader = go(b.read)
+        until_waiting(reader)
+        b.set_read_deadline(60)
+        gmp.sleep(0.1)
+        assert not reader.done
+        a.write(b"x")
+        assert reader.result(WAIT) == b"x"
+
+        b.set_read_deadline(0.05)
+        reader = go(b.read)
+        until_waiting(reader)
+        b.set_read_deadline(None)
+        gmp.sleep(0.1)
+        assert not reader.done
+        a.write(b"x")
+        assert reader.result(WAIT) == b"x"
+
+
+def test_write_deadline() -> None:
+    with pair() as (a, _):
+        a.set_write_deadline(0.05)
+        with pytest.raises(TimeoutError):
+            a.write(bytes(50_000_000))
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), "1"])
+def test_bad_deadline(bad: Any) -> None:
+    with pair() as (a, _), pytest.raises((ValueError, TypeError)):
+        a.set_deadline(bad)
+
+
+# ---- close ----
+
+
+def test_close_wakes_reader_and_writer() -> None:
+    with pair() as (a, _):
+        reader, writer = go(code_of, a.read), go(code_of, a.write, bytes(50_000_000))
+        until_waiting(reader)
+        until_waiting(writer)
+        a.close()
+        assert reader.result(WAIT) == errno.EBADF
+        assert writer.result(WAIT) == errno.EBADF
+        assert a.fileno() == -1
+        assert a.closed
+        a.close()
+        for call in (a.read, a.wait_read, a.wait_write, a.close_write, a.detach, lambda: a.local_addr):
+            assert code_of(call) == errno.EBADF
+        assert code_of(a.write, b"") == errno.EBADF
+        assert code_of(a.set_deadline, 1) == errno.EBADF
+
+
+def test_two_readers() -> None:
+    with pair() as (a, b):
+        first = go(b.read)
+        until_waiting(first)
+        assert code_of(b.read) == errno.EBUSY
+        a.write(b"x")
+        assert first.result(WAIT) == b"x"
+
+
+def test_descriptor_is_not_reused_while_a_goroutine_waits() -> None:
+    with pair() as (a, b), pair() as (c, d):
+        number = b.fileno()
+        reader = go(code_of, b.read)
+        until_waiting(reader)
+        b.close()
+        new = []
+        for _ in range(50):  # one of them gets the number sooner or later
+            new.append(os.open("/dev/null", os.O_RDONLY))
+            gmp.gosched()
+        assert number in new
+        assert reader.result(WAIT) == errno.EBADF
+        for fd in new:
+            os.close(fd)
+        r, w = os.pipe()
+        other = go(d.read)
+        c.write(b"d")
+        assert other.result(WAIT) == b"d"
+        os.close(r)
+        os.close(w)
+        a.close()
+
+
+def test_reused_number_is_registered_afresh() -> None:
+    for i in range(200):
+        with pair() as (a, b):
+            reader = go(b.read)
+            a.write(b"%d" % i)
+            assert reader.result(WAIT) == b"%d" % i
+
+
+def test_dropped_connection_closes_its_descriptor() -> None:
+    with pair() as (a, b):
+        conn: Conn | None = Conn(a.detach())
+        assert conn is not None
+        reader = go(b.read)
+        until_waiting(reader)
+        conn = None
+        gc.collect()
+        assert reader.result(WAIT) == b""
+
+
+# ---- any descriptor ----
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    r, w = os.pipe()
+    yield r, w
+    for fd in (r, w):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def test_wait_read_on_a_pipe(pipe: tuple[int, int]) -> None:
+    r, w = pipe
+    with pytest.raises(TimeoutError):
+        wait_read(r, 0)
+    with pytest.raises(TimeoutError):
+        wait_read(r, 0.02)
+    waiters = [go(wait_read, r, WAIT) for _ in range(3)]
+    for g in waiters:
+        until_waiting(g)
+    os.write(w, b"x")
+    for g in waiters:
+        g.result(WAIT)
+    wait_read(r)
+    wait_read(r, 0)
+    os.read(r, 1)
+    with pytest.raises(TimeoutError):
+        wait_read(r, 0.01)
+    g = go(wait_read, r, WAIT)
+    os.close(w)
+    g.result(WAIT)
+
+
+def test_wait_write_on_a_full_pipe(pipe: tuple[int, int]) -> None:
+    r, w = pipe
+    wait_write(w, 1)
+    os.set_blocking(w, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(w, bytes(65536))
+    with pytest.raises(TimeoutError):
+        wait_write(w, 0.01)
+    g = go(wait_write, w, WAIT)
+    os.read(r, 65536)
+    g.result(WAIT)
+
+
+def test_wait_on_a_connection_that_has_an_owner() -> None:
+    with pair() as (a, b):
+        reader = go(b.read)
+        until_waiting(reader)
+        g = go(wait_read, b, WAIT)
+        until_waiting(g)
+        a.write(b"x")
+        g.result(WAIT)
+        assert reader.result(WAIT) == b"x"
+        with pytest.raises(TimeoutError):
+            wait_read(b, 0.01)
+
+
+def test_wait_on_bad_and_regular_files(tmp_path: Path, pipe: tuple[int, int]) -> None:
+    for wait in (wait_read, wait_write):
+        assert code_of(wait, -1) == errno.EBADF
+        assert code_of(wait, 1 << 20) == errno.EBADF
+        with open(tmp_path / "f", "w+b") as f:
+            wait(f, 1)
+            wait(f.fileno())
+        with pytest.raises(TypeError):
+            wait("x")  # type: ignore[arg-type]
+        with pytest.raises(ValueError):  # noqa: PT011
+            wait(pipe[0], -1)
+    r, _ = pipe
+    os.close(r)
+    assert code_of(wait_read, r) == errno.EBADF
+
+
+def test_an_old_waiter_leaves_a_reused_number_alone(pipe: tuple[int, int]) -> None:
+    r, w = pipe
+    old = go(wait_read, r, WAIT)
+    until_waiting(old)
+    with pair() as (a, b):
+        fd = b.detach()
+        os.dup2(fd, r)  # the number is another file's now
+        os.close(fd)
+        os.set_blocking(r, False)
+        new = Conn(os.dup(r))
+        with new:
+            reader = go(new.read)
+            until_waiting(reader)
+            os.close(w)  # ends the old wait
+            old.result(WAIT)
+            a.write(b"x")
+            assert reader.result(WAIT) == b"x"
+
+
+def test_no_descriptor_is_left(pipe: tuple[int, int]) -> None:
+    wait_write(pipe[1])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        wait_write(pipe[1], 1)
+        with pytest.raises(TimeoutError):
+            wait_read(pipe[0], 0.001)
+        with pair() as (a, b):
+            a.write(b"x")
+            b.read(1)
+        assert code_of(lambda: dial("127.0.0.1:1", timeout=WAIT)) == errno.ECONNREFUSED
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("fd", [-1, -5, 1 << 20])
+def test_conn_of_a_bad_descriptor(fd: int) -> None:
+    assert code_of(Conn, fd) == errno.EBADF
+
+
+# ---- addresses ----
+
+
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("localhost", ValueError),
+        ("127.0.0.1:", ValueError),
+        ("::1:80", ValueError),
+        ("127.0.0.1:65536", ValueError),
+        (("127.0.0.1", -1), ValueError),
+        (("127.0.0.1",), ValueError),
+        (("127.0.0.1", 1.5), TypeError),
+        ((5, 80), TypeError),
+        (80, TypeError),
+        (None, TypeError),
+    ],
+)
+def test_bad_address(address: Any, error: type[Exception]) -> None:
+    for fn in (dial, listen):
+        with pytest.raises(error, match="address"):
+            fn(address)
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match="udp"):
+        dial("127.0.0.1:1", network="udp")
+    with pytest.raises(ValueError, match="timeout"):
+        dial("127.0.0.1:1", timeout=-1)
+    with pytest.raises(ValueError, match="server_hostname"):
+        dial("127.0.0.1:1", server_hostname="x")
+    with pytest.raises(OSError, match="listen unix"):
+        listen("/" + "x" * 200, network="unix")
+    with pytest.raises(FileNotFoundError, match="/nonexistent/s"):
+        dial("/nonexistent/s", network="unix")
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_host_that_does_not_resolve(timeout: float | None) -> None:
+    with pytest.raises(so.gaierror, match=r"host\.invalid"):
+        dial("host.invalid:80", timeout=timeout)
+    with pytest.raises(so.gaierror):
+        dial(("a" * 300, 80), timeout=timeout)
+
+
+def test_refused_names_the_address() -> None:
+    with listen("127.0.0.1:0") as listener:
+        port = listener.addr[1]
+    with pytest.raises(ConnectionRefusedError, match=f"dial tcp 127.0.0.1:{port}: "):
+        dial(("127.0.0.1", int(port)), timeout=WAIT)
+
+
+def test_dial_times_out() -> None:
+    s = so.socket()
+    s.bind(("127.0.0.1", 0))
+    s.listen(0)
+    filled = []
+    try:
+        start = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"dial tcp 127.0.0.1"):
+            for _ in range(10):  # the queue is full before long
+                filled.append(dial(s.getsockname(), timeout=0.1))
+        assert time.monotonic() - start < 8
+    finally:
+        s.close()
+        for conn in filled:
+            conn.close()
+
+
+def test_dial_unix_with_a_full_queue(tmp_path: Path) -> None:
+    with listen(tmp_path / "s", network="unix", backlog=0) as listener:
+        filled = []
+        with pytest.raises(TimeoutError):
+            for _ in range(10):
+                filled.append(dial(tmp_path / "s", network="unix", timeout=0.05))
+        late = go(dial, tmp_path / "s", network="unix", timeout=WAIT)
+        for _ in filled:
+            listener.accept().close()
+        late.result(WAIT).close()
+        for conn in filled:
+            conn.close()
+
+
+# ---- listeners ----
+
+
+def test_listener() -> None:
+    with listen("127.0.0.1:0") as listener:
+        assert "127.0.0.1" in repr(listener)
+        with pytest.raises(OSError, match=r"listen tcp 127.0.0.1") as caught:
+            listen(listener.addr)
+        assert caught.value.errno == errno.EADDRINUSE
+        listener.set_deadline(0.02)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        listener.set_deadline(None)
+        acceptors = [go(code_of, listener.accept) for _ in range(5)]
+        gmp.sleep(0.02)
+        listener.close()
+        assert {g.result(WAIT) for g in acceptors} == {errno.EBADF}
+        assert list(listener) == []
+        listener.close()
+    assert "closed" in repr(listener)
+
+
+def test_listen_on_all_addresses() -> None:
+    with listen(":0") as listener:
+        for host in ("127.0.0.1", "localhost"):
+            with dial((host, listener.addr[1]), timeout=WAIT) as a, listener.accept() as b:
+                assert b.remote_addr[1] == a.local_addr[1]
+                assert "ffff" not in str(b.remote_addr[0])
+
+
+def test_reuse_port() -> None:
+    with listen("127.0.0.1:0", reuse_port=True) as one, listen(one.addr, reuse_port=True) as two:
+        assert one.addr == two.addr
+
+
+def test_accept_survives_a_lack_of_descriptors(child: Callable[..., Any]) -> None:
+    child(
+        """
+        import resource, socket, os, time, gmp, gmp.net
+        listener = gmp.net.listen("127.0.0.1:0")
+        warm = socket.create_connection(listener.addr)
+        listener.accept().close()
+        clients = [socket.socket() for _ in range(3)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        filler = []
+        try:
+            while True:
+                filler.append(os.dup(0))
+        except OSError as e:
+            print(e.errno)
+        g = gmp.go(lambda: [listener.accept() for _ in clients])
+        for c in clients:
+            c.settimeout(5)
+            c.connect(listener.addr)
+        gmp.sleep(0.05)
+        assert not g.done
+        for fd in filler:
+            os.close(fd)
+        print(len(g.result(5)))
+        """
+    ).expect(0, f"{errno.EMFILE}\n3")
+
+
+# ---- many ----
+
+
+def test_many_connections_echo_what_they_got() -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+
+    def client(address: Any, i: int) -> int:
+        rng = random.Random(seed + i)
+        total = 0
+        with dial(address, timeout=WAIT * 3) as conn:
+            conn.set_deadline(WAIT * 3)
+            for _ in range(rng.randrange(1, 8)):
+                data = rng.randbytes(rng.choice((1, 64, 1000, 100_000)))
+                writer = go(conn.write, data)
+                assert conn.read_exactly(len(data)) == data
+                writer.join(WAIT)
+                total += len(data)
+                if rng.random() < 0.1:
+                    gmp.sleep(rng.random() * 0.01)
+        return total
+
+    with serving(echo) as listener:
+        clients = [go(client, listener.addr, i) for i in range(500)]
+        assert sum(g.result(WAIT * 3) for g in clients) > 0
+
+
+def test_main_and_threads_may_use_connections() -> None:
+    import threading
+
+    with serving(echo) as listener:
+        results = []
+
+        def thread() -> None:
+            with dial(listener.addr, timeout=WAIT) as conn:
+                conn.set_deadline(WAIT)
+                conn.write(b"thread")
+                results.append(conn.read_exactly(6))
+
+        threads = [threading.Thread(target=thread) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(WAIT)
+        assert results == [b"thread"] * 4
+
+
+def test_ctrl_c_ends_a_read(child: Callable[..., Any]) -> None:
+    child(
+        """
+        import os, signal, gmp, gmp.net
+        listener = gmp.net.listen("127.0.0.1:0")
+        conn = gmp.net.dial(listener.addr)
+        gmp.go(lambda: (gmp.sleep(0.05), os.kill(os.getpid(), signal.SIGINT)))
+        try:
+            conn.read()
+        except KeyboardInterrupt:
+            print("interrupted")
+        other = listener.accept()
+        other.write(b"x")
+        print(conn.read())
+        """
+    ).expect(0, "interrupted\nb'x'")
