@@ -1181,13 +1181,16 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
     Sched *sched = mp->set;
     int64_t deadline = timeout < 0 ? 0 : nanotime() + timeout;
     G *list = NULL;
+    bool signals = sched->cls->poll_signals != NULL && !sched->stopping;
+    if (signals && mp == sched->mainm)
+        sched->cls->poll_signals(); /* one came while this thread ran a goroutine */
     atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
     while (!note_sleep(&mp->park, 0)) {
         bool signalled = false;
         list = netpoll(timeout, &signalled);
         if (list != NULL)
             break;
-        if (signalled && mp == sched->mainm && sched->cls->poll_signals != NULL)
+        if (signalled && signals)
             sched->cls->poll_signals();
         if (timeout >= 0 && (timeout = deadline - nanotime()) <= 0)
             break;

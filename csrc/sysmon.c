@@ -125,6 +125,9 @@ sysmon(void *arg)
             note_clear(&note);
             atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
             /* Whoever has reset the flag will wake the note, even if late: wait for that, or it would come in the next sleep. */
+            for (int i = 0; i < SETS; i++)
+                if (scheds[i].np != 0 && scheds[i].cls->poll_signals != NULL)
+                    scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
                 note_sleep(&note, -1);
             quiet = 0;
