@@ -224,8 +224,8 @@ def test_connect_errors() -> None:
         where = s.getsockname()
     with net.socket() as s:
         assert s.connect_ex(where) == errno.ECONNREFUSED
-        with pytest.raises(ConnectionRefusedError):
-            s.connect(where)
+    with net.socket() as s, pytest.raises(ConnectionRefusedError):
+        s.connect(where)
     with pytest.raises(ConnectionRefusedError):
         net.create_connection(where, 1)
     with net.socket() as s, pytest.raises(so.gaierror):
