@@ -688,10 +688,10 @@ newproc_later(Sched *sched, Start *st)
 static G *
 bind(Sched *sched, P *pp, Start *st)
 {
-    if (!atomic_cas(&st->state, (uint32_t)START_PENDING, (uint32_t)START_BINDING)) {
-        while (atomic_load_acquire(&st->state) != START_BOUND) /* pairs with the release below */
-            cpu_relax();
-        return st->gp;
+    while (!atomic_cas(&st->state, (uint32_t)START_PENDING, (uint32_t)START_BINDING)) {
+        if (atomic_load_acquire(&st->state) == START_BOUND) /* pairs with the release below */
+            return st->gp;
+        cpu_relax(); /* somebody is at it, and may yet find no G */
     }
     G *gp = gfget(sched, pp);
     if (gp == NULL) {
