@@ -1464,7 +1464,7 @@ adopt_thread(Sched *sched, G *thread_g)
     thread_g->m = mp;
     thread_g->lastm = mp;
     thread_g->lockedm = mp;
-    thread_g->parkseq = 1;
+    thread_g->parkseq |= 1; /* it goes on where it was: a late timer may still hold an old one */
     thread_g->status = G_RUNNING;
     thread_g->goid = goid_next(NULL);
     gobuf_init_thread(&thread_g->sched);

@@ -717,6 +717,37 @@ py_sleep(PyObject *module, PyObject *arg)
 
 /* ---- threads of other origin ---- */
 
+/* The Gs of threads that have ended, for the next ones; GIL or not, hence the lock. */
+static Mutex spare_lock;
+static G *spare_thread_gs;
+
+static PyG *
+thread_g_new(void)
+{
+    mutex_lock(&spare_lock);
+    PyG *pg = (PyG *)spare_thread_gs;
+    if (pg != NULL)
+        spare_thread_gs = pg->g.link;
+    mutex_unlock(&spare_lock);
+    if (pg == NULL)
+        return calloc(1, sizeof *pg);
+    uint32_t parkseq = pg->g.parkseq;
+    /* All but cls, which sysmon may be reading. */
+    memset(pg, 0, offsetof(PyG, g.cls));
+    memset((char *)pg + offsetof(PyG, g.cls) + sizeof pg->g.cls, 0, sizeof *pg - offsetof(PyG, g.cls) - sizeof pg->g.cls);
+    pg->g.parkseq = parkseq;
+    return pg;
+}
+
+static void
+thread_g_free(PyG *pg)
+{
+    mutex_lock(&spare_lock);
+    pg->g.link = spare_thread_gs;
+    spare_thread_gs = &pg->g;
+    mutex_unlock(&spare_lock);
+}
+
 static void
 thread_ended(void *arg)
 {
@@ -726,7 +757,7 @@ thread_ended(void *arg)
         return; /* the interpreter ends threads in the middle of what they do; the scheduler has stopped */
     disown_thread(mp);
     if (pg != py_main)
-        free(pg);
+        thread_g_free(pg);
 }
 
 G *
@@ -735,9 +766,10 @@ py_self_slow(void)
     M *mp = getm();
     PyG *pg;
     if (mp == NULL) {
-        pg = calloc(1, sizeof *pg);
+        pg = thread_g_new();
         if (pg == NULL || (pg->g.cls = SCHED->cls, mp = adopt_thread(SCHED, &pg->g)) == NULL) {
-            free(pg);
+            if (pg != NULL)
+                thread_g_free(pg);
             PyErr_SetString(PyExc_MemoryError, "gmp: memory for the calling thread's scheduler stack was refused");
             return NULL;
         }
@@ -956,6 +988,8 @@ static PyObject *
 py_after_fork_child(PyObject *module, PyObject *unused)
 {
     lock_after_fork();
+    spare_lock = (Mutex){0};
+    spare_thread_gs = NULL; /* another thread may have been at it */
     M *mp = getm();
     PyG *self = mp != NULL ? (PyG *)mp->curg : NULL;
     sysmon_afterfork_child();

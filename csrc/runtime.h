@@ -294,7 +294,8 @@ getg(void)          /* the calling goroutine, or NULL on a thread that was never
 /* ---- proc.c ---- */
 /* Makes the set ready with n Ps.  Idempotent. */
 int schedinit(int set, const Class *cls, uint32_t nprocs);
-/* The calling thread's M; adopts the thread: thread_g (allocated by the caller, class filled in) becomes its G. */
+/* The calling thread's M; adopts the thread: thread_g (allocated by the caller, class filled in) becomes its G.  It must never be
+ * freed, and between two adoptions keep cls and parkseq: sysmon or a late timer may still be looking at it. */
 M *adopt_thread(Sched *sched, G *thread_g);
 /* Undoes it; called as the thread ends. */
 void disown_thread(M *mp);
