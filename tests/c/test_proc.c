@@ -91,6 +91,108 @@ TEST_P(proc_ids_and_parents)
     quiet();
 }
 
+/* ---- goroutines that get their G late ---- */
+
+typedef struct Late {
+    Start start; /* first */
+    int x;
+} Late;
+
+static uint64_t late_sum; /* atomic */
+
+static void
+late_fn(void *arg)
+{
+    Late *l = arg;
+
+    CHECK_EQ(getg()->goid, l->start.goid);
+    CHECK(l->start.gp == getg());
+    gosched();
+    atomic_xadd(&late_sum, (uint64_t)l->x);
+    done();
+}
+
+static void
+late_entry(G *gp)
+{
+    ((TestG *)gp)->fn(((TestG *)gp)->arg);
+    goexit();
+}
+
+static void
+late_fill(G *gp, Start *st)
+{
+    ((TestG *)gp)->fn = late_fn;
+    ((TestG *)gp)->arg = st;
+    atomic_store(&((TestG *)gp)->detached, 0u);
+}
+
+static void
+start_late(Late *l, int x)
+{
+    *l = (Late){.start = {.entry = late_entry, .fill = late_fill}, .x = x};
+    CHECK_EQ(newproc_later(NATIVE, &l->start), 0);
+}
+
+/* A G each is promised, not given. */
+TEST(proc_late_starts)
+{
+    enum { N = 1000 };
+    static Late l[N];
+
+    native_start(1);
+    for (int round = 0; round < 10; round++) {
+        late_sum = 0;
+        for (int i = 0; i < N; i++) {
+            start_late(&l[i], i);
+            if (i % 10 == 0)
+                go(count, NULL);
+            if (i % 100 == 0)
+                CHECK(bindstart(NATIVE, &l[i].start) == l[i].start.gp);
+        }
+        wait_done(N + N / 10);
+        CHECK_EQ(late_sum, (uint64_t)N * (N - 1) / 2);
+    }
+    CHECK_EQ(NATIVE->npending, 0);
+    CHECK(NATIVE->nslots <= N + N / 10 + 20);
+    quiet();
+}
+
+static Late bound[64];
+static uint32_t nbound; /* atomic */
+
+static void
+bind_them(void *arg)
+{
+    (void)arg;
+    for (uint32_t i = 0; i < 64; i++) {
+        while (atomic_load(&nbound) <= i)
+            sys_thread_yield();
+        CHECK(bindstart(NATIVE, &bound[i].start) != NULL);
+    }
+}
+
+TEST(proc_late_starts_are_bound_once)
+{
+    native_start(1);
+    for (int round = 0; round < (test_slow() ? 10 : 100); round++) {
+        TestThread *t;
+        atomic_store(&nbound, 0u);
+        t = test_thread(bind_them, NULL);
+        for (int i = 0; i < 64; i++) {
+            start_late(&bound[i], 1);
+            atomic_store(&nbound, (uint32_t)i + 1);
+            if (i % 3 == 0)
+                gosched();
+        }
+        wait_done(64);
+        test_join(t);
+        CHECK_EQ(NATIVE->npending, 0);
+    }
+    CHECK_EQ(late_sum, 64 * (test_slow() ? 10 : 100));
+    quiet();
+}
+
 /* ---- gosched ---- */
 
 static char turns[64];
@@ -482,6 +584,22 @@ TEST_P(proc_threads_park_while_goroutines_run)
 {
     TestThread *t[4];
 
+    rounds = scaled(2000);
+    for (int i = 0; i < 4; i++) {
+        t[i] = test_thread(thread_parks, &slots[i]);
+        go(wakes_thread, &slots[i]);
+    }
+    wait_done(8);
+    for (int i = 0; i < 4; i++)
+        test_join(t[i]);
+    quiet();
+}
+
+TEST_P(proc_own_threads_take_no_lodgers)
+{
+    TestThread *t[4];
+
+    native_class.own_threads = true;
     rounds = scaled(2000);
     for (int i = 0; i < 4; i++) {
         t[i] = test_thread(thread_parks, &slots[i]);

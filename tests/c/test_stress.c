@@ -305,6 +305,13 @@ TEST_P_LIMIT(stress_threads, 120)
     everything(4, 4, 2);
 }
 
+/* Threads that take no lodgers: what they find is handed to other threads. */
+TEST_P_LIMIT(stress_own_threads, 120)
+{
+    native_class.own_threads = true; /* not of the test's thread, which is adopted */
+    everything(4, 4, 2);
+}
+
 /* ---- waits for ever only: a lost wake-up is a hang ---- */
 
 enum { STAGES = 20 };
