@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers")
+BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers", "echo")
 
 # In the order in which they run and are printed; those whose ratio matters most are neighbours.
 CONTENDERS = {
@@ -117,6 +117,7 @@ class Shape:
     without: tuple[str, ...] = ()  # contenders that cannot stand this size
     slow: bool = False  # peers run a single round when in a hurry
     timeout: float = 60.0  # seconds a round may take
+    needs_twin: bool = False  # the Go twin has a part in every contender's round
 
     def __post_init__(self) -> None:
         if not self.figures:

@@ -42,6 +42,11 @@ class Child:
     def __init__(self, shape: Shape, contender: str) -> None:
         self.shape = shape
         self.contender = contender
+        if shape.needs_twin:
+            try:
+                gotwin.build()
+            except FileNotFoundError as error:
+                raise Missing(str(error)) from None
         env = dict(os.environ)
         if contender in GO:
             try:

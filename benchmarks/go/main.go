@@ -1,6 +1,7 @@
 // Command twin runs the shapes of ../bench_*.py as Go programs.
 //
 //	twin SHAPE OPS [N]   runs one round and prints its figures as JSON
+//	twin load ADDR N OPS is the clients of bench_echo.py
 //	twin serve           reads "SHAPE OPS N" lines and answers each with a line of JSON
 //
 // A shape fills in a Round: wall and CPU time of the part between Start and Stop, and figures of its own.
@@ -61,6 +62,7 @@ var shapes = map[string]func(*Round){
 	"parked_deep": parked,
 	"million":     parked,
 	"sleepers":    sleepers,
+	"echo_100":    echoServer,
 }
 
 func run(shape string, ops, n int) (map[string]float64, error) {
@@ -112,6 +114,9 @@ func main() {
 	var err error
 	if len(os.Args) == 2 && os.Args[1] == "serve" {
 		err = serve()
+	} else if len(os.Args) == 5 && os.Args[1] == "load" {
+		besideServer()
+		err = load(os.Args[2:])
 	} else {
 		var figures map[string]float64
 		if figures, err = parseAndRun(os.Args[1:]); err == nil {
