@@ -465,9 +465,10 @@ static void
 gfput(Sched *sched, P *pp, G *gp)
 {
     if (gp->stack_lo != NULL) {
-        /* A stack that went deep without parking leaves a trace in one line below what is kept. */
+        /* A stack that went deep without parking leaves a trace in one line below what is kept.  Not looked at in the first
+         * life: the look itself costs a page fault, and in a great many goroutines most live only once. */
         size_t size = stack_class_size((StackClass)gp->stackclass);
-        if (!gp->deep && size > 2 * STACK_KEEP) {
+        if (!gp->deep && gp->reused && size > 2 * STACK_KEEP) {
             const volatile uint64_t *mark = (const volatile uint64_t *)((char *)gp - STACK_KEEP - GMP_CACHELINE);
             gp->deep = (mark[0] | mark[1] | mark[2] | mark[3] | mark[4] | mark[5] | mark[6] | mark[7]) != 0;
         }
@@ -475,6 +476,7 @@ gfput(Sched *sched, P *pp, G *gp)
             stack_trim((StackClass)gp->stackclass, gp->stack_lo, (size_t)((char *)gp->stack_lo + size - (char *)gp) + STACK_KEEP);
             gp->deep = false;
         }
+        gp->reused = true;
     }
     if (pp == NULL) {
         mutex_lock(&sched->lock);

@@ -122,6 +122,7 @@ struct G {
     uint64_t goid;
     uint64_t parentid; /* goid of the goroutine that started it */
     void *stack_lo;    /* NULL for a thread's own stack */
+    bool reused;       /* has died at least once */
     Sudog *param;      /* the Sudog that was served, for select */
     Timer timer;       /* sleep, and the timeout of any other wait */
 };
