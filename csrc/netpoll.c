@@ -17,6 +17,7 @@ static uint32_t inited; /* 0 no, 1 yes; init_lock */
 static Mutex init_lock;
 static uint32_t waiters;  /* atomic */
 static int64_t lastpoll;  /* atomic, nanotime */
+uint32_t netpoll_generation;
 static uint32_t breaking; /* atomic: a break is on its way */
 
 /* ---- PollDescs ---- */
@@ -356,6 +357,7 @@ netpoll_break(void)
 void
 netpoll_afterfork_child(void)
 {
+    netpoll_generation++;
     init_lock = free_lock = (Mutex){0};
     free_list = NULL; /* the parent's may be anywhere */
     waiters = 0;

@@ -67,6 +67,8 @@ G *netpoll(int64_t delay, bool *disturbed);
 void netpoll_break(void); /* Go: runtime.netpollBreak */
 int64_t netpoll_lastpoll(void); /* nanotime of the last look */
 void netpoll_afterfork_child(void);
+/* Changes in the child of a fork: PollDescs of an older one are not to be touched, their locks may be held for ever. */
+extern uint32_t netpoll_generation;
 
 /* ---- for back-ends ---- */
 int netpoll_backend_init(void);

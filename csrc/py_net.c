@@ -22,6 +22,7 @@ typedef struct PyFD {
     PollDesc *pd;   /* NULL: closed for good */
     int fd;
     uint32_t users; /* operations under way */
+    uint32_t generation; /* netpoll_generation of pd */
     bool closing;
     bool socket;
     bool stream;    /* a short read has emptied it: wait for the next edge before trying again */
@@ -58,10 +59,28 @@ fd_finish(PyFD *self)
 {
     PollDesc *pd = self->pd;
     self->pd = NULL;
-    netpoll_close(pd);
+    if (self->generation == netpoll_generation)
+        netpoll_close(pd);
     if (!self->keep)
         close(self->fd);
     self->fd = -1;
+}
+
+/* In the child of a fork: those who used it are gone, and the child's poller does not know it yet. */
+static bool
+fd_renew(PyFD *self)
+{
+    PollDesc *pd;
+    int err = netpoll_open(SCHED, self->fd, &pd);
+    if (err != 0) {
+        raise_errno(err);
+        return false;
+    }
+    self->pd = pd;
+    self->generation = netpoll_generation;
+    self->users = 0;
+    self->drained = false;
+    return true;
 }
 
 static bool
@@ -71,6 +90,8 @@ fd_enter(PyFD *self)
         raise_closed();
         return false;
     }
+    if (GMP_UNLIKELY(self->generation != netpoll_generation) && !fd_renew(self))
+        return false;
     self->users++;
     return true;
 }
@@ -88,7 +109,10 @@ fd_close_now(PyFD *self)
     if (self->closing || self->pd == NULL)
         return;
     self->closing = true;
-    netpoll_evict(self->pd);
+    if (self->generation != netpoll_generation)
+        self->users = 0;
+    else
+        netpoll_evict(self->pd);
     if (self->users == 0)
         fd_finish(self);
 }
@@ -497,6 +521,7 @@ fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->pd = pd;
+    self->generation = netpoll_generation;
     self->fd = fd;
     self->keep = keep;
     self->socket = S_ISSOCK(st.st_mode);

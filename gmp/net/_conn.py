@@ -31,7 +31,7 @@ class Conn(_core.FD):
     close(): those who wait in read or write get OSError (EBADF).
 
     One goroutine may wait to read and one to write at a time; another one gets OSError (EBUSY).
-    Conn(fileno) takes over the descriptor of a connected, non-blocking stream socket.
+    Conn(fileno) takes over the descriptor of a connected stream socket.
     Go: net.Conn; differs: reads and writes of one direction do not queue up.
     """
 
@@ -41,6 +41,8 @@ class Conn(_core.FD):
     _remote: Name | bytes | None
 
     def __new__(cls, fileno: int, *, remote: Name | bytes | None = None) -> Self:
+        if remote is None:  # not one that accept() or dial() has made
+            os.set_blocking(fileno, False)
         return super().__new__(cls, fileno)
 
     def __init__(self, fileno: int, *, remote: Name | bytes | None = None) -> None:

@@ -236,9 +236,11 @@ class socket(so.socket):
 
     def _real_close(self) -> None:
         poll, self._poll = self._poll, None
-        so.SocketType.detach(self) if poll is not None else so.SocketType.close(self)
-        if poll is not None:
-            poll.close()
+        if poll is None:
+            so.SocketType.close(self)
+        else:
+            so.SocketType.detach(self)
+            poll.close()  # closes the descriptor when the last who waits has left
 
     def __del__(self) -> None:
         if self.__dict__.get("_poll") is not None:

@@ -779,3 +779,45 @@ def test_ctrl_c_ends_a_read(child: Callable[..., Any]) -> None:
         print(conn.read())
         """
     ).expect(0, "interrupted\nb'x'")
+
+
+def test_child_of_a_fork_uses_the_listener_of_its_parent(child: Callable[..., Any]) -> None:
+    child(
+        """
+        import os, warnings, gmp, gmp.net
+        warnings.simplefilter("ignore")
+        listener = gmp.net.listen("127.0.0.1:0")
+        mine = gmp.net.dial(listener.addr)
+        theirs = listener.accept()
+        waiting = gmp.go(theirs.read)  # not in the child
+        gmp.sleep(0.02)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                theirs.close()
+                conn = listener.accept()
+                conn.write(conn.read_exactly(5))
+                conn.close()
+                code = 0
+            finally:
+                os._exit(code)
+        with gmp.net.dial(listener.addr, timeout=5) as conn:
+            conn.set_deadline(5)
+            conn.write(b"hello")
+            print(conn.read_exactly(5))
+        print(os.waitpid(pid, 0)[1])
+        mine.write(b"x")
+        print(waiting.result(5))
+        """,
+        timeout=10,
+    ).expect(0, "b'hello'\n0\nb'x'")
+
+
+def test_conn_of_a_blocking_descriptor_does_not_block() -> None:
+    a, b = so.socketpair()
+    with a, Conn(b.detach()) as conn:
+        reader = go(conn.read)
+        until_waiting(reader)
+        a.send(b"x")
+        assert reader.result(WAIT) == b"x"
