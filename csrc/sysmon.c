@@ -8,7 +8,8 @@
  *   - the main goroutine is ready, but the main thread is kept by another goroutine, one that waited there and now blocks or
  *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
- * until pidleget wakes it, so an idle process has no wake-ups.
+ * until pidleget wakes it, so an idle process has no wake-ups; but while another goroutine blocks on the main thread it looks
+ * for signals every SIGNAL_POLL_NS.
  */
 #include "netpoll.h"
 
@@ -17,6 +18,7 @@
 #endif
 #define RESCUE_DETACHED_NS (500 * 1000)
 #define POLL_NS (10 * 1000 * 1000)
+#define SIGNAL_POLL_NS (50 * 1000 * 1000)
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
@@ -101,6 +103,19 @@ rescue_main(Sched *sched, int64_t now)
     return rescue(sched);
 }
 
+/* Another goroutine keeps the main thread, blocked.  A signal interrupts it there, which tells us nothing. */
+static bool
+main_kept(void)
+{
+    for (int s = 0; s < SETS; s++) {
+        M *mp = atomic_load(&scheds[s].mainm);
+        G *gp = mp != NULL ? atomic_load_relaxed(&mp->curg) : NULL;
+        if (gp != NULL && gp->stack_lo != NULL && scheds[s].cls->poll_signals != NULL)
+            return true;
+    }
+    return false;
+}
+
 static bool
 all_idle(void)
 {
@@ -129,7 +144,8 @@ sysmon(void *arg)
                 if (scheds[i].np != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
-                note_sleep(&note, -1);
+                if (!note_sleep(&note, main_kept() ? SIGNAL_POLL_NS : -1) && !atomic_cas(&asleep, 1u, 0u))
+                    note_sleep(&note, -1);
             quiet = 0;
             delay = MIN_DELAY_US;
             continue;
