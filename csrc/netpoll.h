@@ -48,7 +48,8 @@ void netpoll_evict(PollDesc *pd);
 /* Unregisters and frees; evict first, and let no one use pd any more.  Go: pollClose */
 void netpoll_close(PollDesc *pd);
 /* Parks until the direction is ready.  GMP_OK, GMP_ETIMEDOUT (deadline), GMP_ECLOSED, GMP_EINTR, GMP_ESTATE: another
- * goroutine waits there already.  Go: pollWait */
+ * goroutine waits there already.  The caller sees to it that no other one comes before the call has returned: a wake-up is
+ * not the end of it.  Go: pollWait */
 int netpoll_wait(PollDesc *pd, PollMode mode);
 /* An edge was seen that no wait has consumed yet. */
 static inline bool

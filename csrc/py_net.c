@@ -24,6 +24,7 @@ typedef struct PyFD {
     uint32_t users; /* operations under way */
     uint32_t generation; /* netpoll_generation of pd */
     bool closing;
+    bool waiting[2]; /* a goroutine is in netpoll_wait, until it has run again: PollMode */
     bool socket;
     bool stream;    /* a short read has emptied it: wait for the next edge before trying again */
     bool drained;
@@ -79,6 +80,7 @@ fd_renew(PyFD *self)
     self->pd = pd;
     self->generation = netpoll_generation;
     self->users = 0;
+    self->waiting[POLL_READ] = self->waiting[POLL_WRITE] = false;
     self->drained = false;
     return true;
 }
@@ -125,7 +127,13 @@ fd_wait(PyFD *self, PollMode mode)
     for (;;) {
         if (py_wait_begin(&w) < 0)
             return -1;
-        int code = netpoll_wait(self->pd, mode);
+        /* A goroutine that is woken, but has not run yet, still owns the state of its side. */
+        int code = GMP_ESTATE;
+        if (!self->waiting[mode]) {
+            self->waiting[mode] = true;
+            code = netpoll_wait(self->pd, mode);
+            self->waiting[mode] = false;
+        }
         switch (code) {
         case GMP_OK:
             return 0;
