@@ -34,7 +34,7 @@ __asan_default_options(void)
 __attribute__((visibility("default"))) const char *
 __tsan_default_options(void)
 {
-    return "handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:halt_on_error=1:die_after_fork=0:allocator_may_return_null=1";
+    return "handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:halt_on_error=1:atexit_sleep_ms=0:die_after_fork=0:allocator_may_return_null=1";
 }
 #endif
 
