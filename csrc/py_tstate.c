@@ -177,6 +177,11 @@ tstate_swap(PyG *from, PyG *to, M *mp)
 #if PY_VERSION_HEX < 0x030C0000
     BIND_KEY(to->ts);
 #endif
+#if PY_VERSION_HEX < 0x030D0000
+    /* A signal that came while another goroutine ran here: the eval loop was not told, as that one does not handle it. */
+    if (GMP_UNLIKELY(to == py_main) && tstate_signal_pending())
+        atomic_store_relaxed((int *)&interp->ceval.eval_breaker, 1);
+#endif
 }
 
 /* On g0, without the GIL; waits for it. */

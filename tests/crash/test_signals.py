@@ -190,10 +190,10 @@ deadline = time.monotonic() + 15
 try:
     while time.monotonic() < deadline:
         gmp.gosched()
-    print("never")
+    print("never", flush=True)
 except KeyboardInterrupt:
-    print("interrupted")
-os._exit(0) if not print(end="", flush=True) else None
+    print("interrupted" if time.monotonic() < deadline - 5 else "late", flush=True)
+os._exit(0)
 """
     ).expect(0, "interrupted")
 
