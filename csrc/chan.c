@@ -188,7 +188,8 @@ recv_from(Hchan *c, Sudog *sg, void *elem)
     if (c->dataqsiz == 0) {
         if (elem != NULL)
             copy_elem(c, elem, sg->elem);
-    } else {
+    }
+    else {
         char *head = slot(c, c->recvx);
         if (elem != NULL)
             copy_elem(c, elem, head);
@@ -434,7 +435,8 @@ select_try(SelectState *st, const uint16_t *pollorder, bool *ok, G **wake)
                 buffer_put(c, cas->elem);
                 return ci;
             }
-        } else {
+        }
+        else {
             Sudog *sg = waitq_pop(&c->sendq);
             if (sg != NULL) {
                 recv_from(c, sg, cas->elem);

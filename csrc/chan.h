@@ -9,10 +9,10 @@ typedef struct Hchan Hchan;
 struct Sudog {
     G *g;
     Sudog *next, *prev;
-    void *elem;     /* where to copy from or to; may be NULL (receive and drop) */
+    void *elem; /* where to copy from or to; may be NULL (receive and drop) */
     Hchan *c;
-    uint32_t seq;   /* the park it stands for, when claimed */
-    bool claimed;   /* a waker must win park_claim(g, seq) first */
+    uint32_t seq; /* the park it stands for, when claimed */
+    bool claimed; /* a waker must win park_claim(g, seq) first */
     bool queued;
     bool success;   /* woken by a communication, not by close */
     uint16_t index; /* select: which case */
@@ -47,12 +47,12 @@ void chan_term(Hchan *c); /* nobody waits any more; the elements are the caller'
 /* timeout: ns, negative for ever, 0 try (GMP_ETIMEDOUT at once).  c == NULL blocks until the timeout. */
 int chansend(Hchan *c, const void *elem, int64_t timeout); /* GMP_ECLOSED */
 int chanrecv(Hchan *c, void *elem, int64_t timeout);       /* GMP_ECLOSED: closed and drained; elem is zeroed */
-int chanclose(Hchan *c);                                    /* GMP_ECLOSED: twice */
+int chanclose(Hchan *c);                                   /* GMP_ECLOSED: twice */
 size_t chanlen(Hchan *c);
 
 typedef struct Scase {
-    Hchan *c;     /* NULL: never ready */
-    void *elem;   /* send: read from; receive: written to */
+    Hchan *c;   /* NULL: never ready */
+    void *elem; /* send: read from; receive: written to */
     bool send;
 } Scase;
 /* Go: runtime.selectgo.  Returns the index of the case that went ahead, or a negative code: GMP_ETIMEDOUT (timeout 0: no

@@ -15,8 +15,8 @@
 
 static uint32_t inited; /* 0 no, 1 yes; init_lock */
 static Mutex init_lock;
-static uint32_t waiters;  /* atomic */
-static int64_t lastpoll;  /* atomic, nanotime */
+static uint32_t waiters; /* atomic */
+static int64_t lastpoll; /* atomic, nanotime */
 uint32_t netpoll_generation;
 static uint32_t breaking; /* atomic: a break is on its way */
 
@@ -173,10 +173,12 @@ netpoll_wait(PollDesc *pd, PollMode mode)
         if (old == PD_READY) {
             if (atomic_cas(&s->state, PD_READY, (uintptr_t)0))
                 return GMP_OK;
-        } else if (old == 0) {
+        }
+        else if (old == 0) {
             if (atomic_cas(&s->state, (uintptr_t)0, PD_WAIT))
                 break;
-        } else {
+        }
+        else {
             return GMP_ESTATE;
         }
     }
@@ -278,10 +280,12 @@ netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when)
     }
     if (when == 0) {
         atomic_store(&s->deadline, (int64_t)0);
-    } else if (when <= nanotime()) {
+    }
+    else if (when <= nanotime()) {
         atomic_store(&s->deadline, (int64_t)-1);
         gp = unblock(pd, mode, false);
-    } else {
+    }
+    else {
         atomic_store(&s->deadline, when);
         code = timer_arm(pd->set, &s->timer, when, mode == POLL_READ ? read_deadline_passed : write_deadline_passed, pd,
                          s->timerseq);

@@ -25,19 +25,19 @@ typedef struct PollSide {
     uint32_t timerseq; /* PollDesc.lock; of the deadline's timer */
     int64_t deadline;  /* PollDesc.lock; nanotime, 0 none, -1 passed */
     Timer timer;
-    bool timing;       /* PollDesc.lock */
+    bool timing; /* PollDesc.lock */
 } PollSide;
 
 /* Type-stable: never freed, so that a late event or timer finds a PollDesc, if another one's, and `tag` tells. */
 struct PollDesc {
     Mutex lock;
     int fd;
-    uint32_t tag;     /* counts the lives of this PollDesc; events carry it */
-    bool closing;     /* PollDesc.lock */
-    bool hup;         /* the other end has finished sending, or worse: reads are always worth a try; atomic */
+    uint32_t tag; /* counts the lives of this PollDesc; events carry it */
+    bool closing; /* PollDesc.lock */
+    bool hup;     /* the other end has finished sending, or worse: reads are always worth a try; atomic */
     Sched *set;
     PollSide side[2];
-    PollDesc *link;   /* free list */
+    PollDesc *link; /* free list */
 };
 
 /* A registered PollDesc for fd, which must be non-blocking.  0, or an errno (EEXIST: already registered; EPERM: a file that
@@ -65,7 +65,7 @@ uint32_t netpoll_waiters(void); /* goroutines parked in netpoll_wait */
 /* Looks what is ready, waiting up to delay ns for it (negative for ever, 0 not): one thread at a time may wait.  Returns the
  * goroutines, linked; the caller makes them runnable (injectglist).  Go: runtime.netpoll */
 G *netpoll(int64_t delay, bool *disturbed);
-void netpoll_break(void); /* Go: runtime.netpollBreak */
+void netpoll_break(void);       /* Go: runtime.netpollBreak */
 int64_t netpoll_lastpoll(void); /* nanotime of the last look */
 void netpoll_afterfork_child(void);
 /* Changes in the child of a fork: PollDescs of an older one are not to be touched, their locks may be held for ever. */

@@ -266,7 +266,8 @@ startm(Sched *sched, P *pp, bool spinning)
     static uint32_t warned;
     if (atomic_cas(&warned, 0u, 1u)) {
         char msg[160];
-        int n = snprintf(msg, sizeof msg, "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
+        int n = snprintf(msg, sizeof msg,
+                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
                          room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
         fwrite(msg, 1, (size_t)n, stderr);
     }
@@ -367,7 +368,7 @@ ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
     if (sched->np == 1)
-        return; /* it is not idle: we have it */
+        return;     /* it is not idle: we have it */
     atomic_fence(); /* pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues */
     if (atomic_load(&sched->npidle) != 0)
         wakep(sched);
@@ -387,7 +388,8 @@ ready_global(Sched *sched, G *gp)
             lm->wakespinning = false;
             mutex_unlock(&sched->lock);
             wakem(lm);
-        } else {
+        }
+        else {
             /* Found by lm when it reaches a scheduling point: all check this before they sleep, under the lock. */
             atomic_store(&lm->readylocked, gp);
             mutex_unlock(&sched->lock);
@@ -473,7 +475,8 @@ gfput(Sched *sched, P *pp, G *gp)
             gp->deep = (mark[0] | mark[1] | mark[2] | mark[3] | mark[4] | mark[5] | mark[6] | mark[7]) != 0;
         }
         if (gp->deep) {
-            stack_trim((StackClass)gp->stackclass, gp->stack_lo, (size_t)((char *)gp->stack_lo + size - (char *)gp) + STACK_KEEP);
+            stack_trim((StackClass)gp->stackclass, gp->stack_lo,
+                       (size_t)((char *)gp->stack_lo + size - (char *)gp) + STACK_KEEP);
             gp->deep = false;
         }
         gp->reused = true;
@@ -609,7 +612,8 @@ enqueue_new(Sched *sched, M *mp, P *pp, G *gp)
         stat_add(&pp->gdelta, 1);
         ready_local(sched, pp, gp, true);
         p_exit(mp, pp);
-    } else {
+    }
+    else {
         mutex_lock(&sched->lock);
         stat_add(&sched->gdelta, 1);
         globrunqput(sched, gp);
@@ -787,7 +791,8 @@ commit(M *mp)
         set_status(prev, G_RUNNING, G_RUNNABLE);
         if (pp != NULL) {
             ready_local(prev->set, pp, prev, false);
-        } else {
+        }
+        else {
             /* Not by ready_global: a thread's own goroutine, too, comes back after those that are runnable. */
             mutex_lock(&prev->set->lock);
             globrunqput(prev->set, prev);
@@ -831,7 +836,7 @@ prefetch_queue(P *pp)
     const Class *cls = pp->set->cls;
     prefetch_g(cls, pp->runq[(h + 3) % RUNQ_SIZE]);
     if (pp->set->np > 1)
-        return; /* a thief may run it meanwhile: its address is all that can be used */
+        return;                              /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
     if (is_start(soon))
         return;
@@ -918,7 +923,8 @@ switch_away(M *mp, G *gp, SwitchKind kind)
         next->m = mp;
         set_status(next, G_RUNNABLE, G_RUNNING);
         gobuf_switch(&gp->sched, &next->sched, kind == SWITCH_DEAD);
-    } else {
+    }
+    else {
         atomic_store_relaxed(&mp->curg, (G *)NULL);
         gobuf_switch(&gp->sched, &mp->g0, kind == SWITCH_DEAD);
     }
@@ -948,8 +954,8 @@ gosched(void)
     G *gp = mp->curg;
     Sched *sched = mp->set;
     P *pp = mp->p;
-    if (pp != NULL && atomic_load_relaxed(&pp->owner) == ((uintptr_t)mp | P_RUNNING) && runqempty(pp) && atomic_load_relaxed(&sched->runq.n) == 0 &&
-        atomic_load_relaxed(&mp->readylocked) == NULL) {
+    if (pp != NULL && atomic_load_relaxed(&pp->owner) == ((uintptr_t)mp | P_RUNNING) && runqempty(pp) &&
+        atomic_load_relaxed(&sched->runq.n) == 0 && atomic_load_relaxed(&mp->readylocked) == NULL) {
         int64_t next = atomic_load_relaxed(&pp->timers.next);
         if (next == 0 || next > nanotime())
             return false;
@@ -1089,7 +1095,8 @@ startlockedm(M *mp, G *gp)
             mp->p = NULL;
             atomic_store_release(&pp->owner, (uintptr_t)lm); /* handed over by the note */
             lm->nextp = pp;
-        } else {
+        }
+        else {
             lm->nextp = pidleget(sched, lm);
         }
         lm->wakespinning = false;
@@ -1252,10 +1259,12 @@ stopm(M *mp)
     if (netpoll_waiters() != 0 && atomic_cas(&polled, 0u, 1u)) {
         woken = poll_sleep(mp, timeout, &left);
         atomic_store(&polled, 0u);
-    } else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
+    }
+    else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
         sched->cls->poll_signals();
         woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
-    } else {
+    }
+    else {
         woken = note_sleep(&mp->park, timeout);
     }
     mutex_lock(&sched->lock);

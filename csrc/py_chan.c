@@ -86,8 +86,7 @@ chan_dealloc(PyObject *self)
 {
     PyObject_GC_UnTrack(self);
     Py_TRASHCAN_BEGIN(self, chan_dealloc) /* channels in channels, thousands deep */
-    if (((PyChan *)self)->weakrefs != NULL)
-        PyObject_ClearWeakRefs(self);
+        if (((PyChan *)self)->weakrefs != NULL) PyObject_ClearWeakRefs(self);
     chan_clear(self);
     chan_term(&((PyChan *)self)->c);
     Py_TYPE(self)->tp_free(self);
@@ -153,7 +152,8 @@ send_slow(Hchan *c, PyObject *const *v, PyWait *w)
 
 /* The single optional argument of recv; the second one of send. */
 static int
-timeout_from(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, Py_ssize_t before, const char *what, int64_t *ns)
+timeout_from(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, Py_ssize_t before, const char *what,
+             int64_t *ns)
 {
     Py_ssize_t nkw = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0;
     if (nargs + nkw > before + 1 || nargs < before) {
@@ -172,7 +172,8 @@ static PyObject *
 py_chan_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     int64_t timeout = -1;
-    if (GMP_UNLIKELY(nargs != 0 || kwnames != NULL) && timeout_from(args, nargs, kwnames, 0, "Chan.recv()", &timeout) < 0)
+    if (GMP_UNLIKELY(nargs != 0 || kwnames != NULL) &&
+        timeout_from(args, nargs, kwnames, 0, "Chan.recv()", &timeout) < 0)
         return NULL;
     PyObject *v;
     int code = recv_value((PyChan *)self, &v, timeout);
@@ -204,7 +205,8 @@ static PyObject *
 py_chan_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     int64_t timeout = -1;
-    if (GMP_UNLIKELY(nargs != 1 || kwnames != NULL) && timeout_from(args, nargs, kwnames, 1, "Chan.send()", &timeout) < 0)
+    if (GMP_UNLIKELY(nargs != 1 || kwnames != NULL) &&
+        timeout_from(args, nargs, kwnames, 1, "Chan.send()", &timeout) < 0)
         return NULL;
     PyChan *ch = (PyChan *)self;
     PyObject *v = Py_NewRef(args[0]);
@@ -216,7 +218,8 @@ py_chan_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
         if (timeout == 0) {
             py_raise_code(code, "Chan.send()", &w);
             code = 1;
-        } else {
+        }
+        else {
             code = send_slow(&ch->c, &v, &w);
         }
         if (code == GMP_OK)
@@ -273,20 +276,24 @@ static PyObject *
 chan_repr(PyObject *self)
 {
     Hchan *c = &((PyChan *)self)->c;
-    return PyUnicode_FromFormat("<gmp.Chan at %p, %zu of %zu%s>", self, c->qcount, c->dataqsiz, c->closed ? ", closed" : "");
+    return PyUnicode_FromFormat("<gmp.Chan at %p, %zu of %zu%s>", self, c->qcount, c->dataqsiz,
+                                c->closed ? ", closed" : "");
 }
 
 static PyMethodDef chan_type_methods[] = {
     {"send", (PyCFunction)(void (*)(void))py_chan_send, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("send($self, value, /, timeout=None)\n--\n\nSend value, parking until there is room or a receiver.\n\n"
-               "timeout: seconds; None waits for ever, 0 tries.  Raises ChanClosed (also when the channel is closed during the\n"
+               "timeout: seconds; None waits for ever, 0 tries.  Raises ChanClosed (also when the channel is closed "
+               "during the\n"
                "wait), TimeoutError.  Go: ch <- value, runtime.chansend.")},
     {"recv", (PyCFunction)(void (*)(void))py_chan_recv, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("recv($self, /, timeout=None)\n--\n\nReceive a value, parking until there is one.\n\n"
-               "timeout: seconds; None waits for ever, 0 tries.  Raises ChanClosed when the channel is closed and drained,\n"
-               "TimeoutError.  Go: <-ch, runtime.chanrecv.")},
+     PyDoc_STR(
+         "recv($self, /, timeout=None)\n--\n\nReceive a value, parking until there is one.\n\n"
+         "timeout: seconds; None waits for ever, 0 tries.  Raises ChanClosed when the channel is closed and drained,\n"
+         "TimeoutError.  Go: <-ch, runtime.chanrecv.")},
     {"recv_ok", (PyCFunction)(void (*)(void))py_chan_recv_ok, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("recv_ok($self, /, timeout=None)\n--\n\nLike recv, but returns (value, True), or (None, False) when closed.\n\n"
+     PyDoc_STR("recv_ok($self, /, timeout=None)\n--\n\nLike recv, but returns (value, True), or (None, False) when "
+               "closed.\n\n"
                "Go: v, ok := <-ch.")},
     {"close", py_chan_close, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nNo more values will be sent.  What is buffered can still be received.\n\n"
@@ -303,11 +310,11 @@ static PySequenceMethods chan_sequence = {.sq_length = chan_length};
 static PyNumberMethods chan_number = {.nb_bool = chan_bool};
 
 static PyTypeObject Chan_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp.Chan",
-    .tp_doc = PyDoc_STR("Chan(cap=0)\n--\n\nA channel that carries values between goroutines, and between threads.\n\n"
-                        "cap: how many values it buffers (int >= 0); 0 makes each send meet its receive.  `for v in ch` receives\n"
-                        "until the channel is closed; len(ch) is the number of buffered values.  Go: make(chan T, cap)."),
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.Chan",
+    .tp_doc = PyDoc_STR(
+        "Chan(cap=0)\n--\n\nA channel that carries values between goroutines, and between threads.\n\n"
+        "cap: how many values it buffers (int >= 0); 0 makes each send meet its receive.  `for v in ch` receives\n"
+        "until the channel is closed; len(ch) is the number of buffered values.  Go: make(chan T, cap)."),
     .tp_basicsize = sizeof(PyChan),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = chan_new,
@@ -366,12 +373,12 @@ case_repr(PyObject *self)
 {
     Case *c = (Case *)self;
     PyObject *ch = c->ch != NULL ? (PyObject *)c->ch : Py_None;
-    return c->value != NULL ? PyUnicode_FromFormat("gmp.send(%R, %R)", ch, c->value) : PyUnicode_FromFormat("gmp.recv(%R)", ch);
+    return c->value != NULL ? PyUnicode_FromFormat("gmp.send(%R, %R)", ch, c->value)
+                            : PyUnicode_FromFormat("gmp.recv(%R)", ch);
 }
 
 static PyTypeObject Case_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp.Case",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.Case",
     .tp_doc = PyDoc_STR("A case of select: made by gmp.recv(ch) or gmp.send(ch, value)."),
     .tp_basicsize = sizeof(Case),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -384,15 +391,17 @@ static PyObject *
 case_new(PyObject *ch, PyObject *value, const char *what)
 {
     if (ch != Py_None && !PyObject_TypeCheck(ch, &Chan_Type)) {
-        PyErr_Format(PyExc_TypeError, "%s argument 1 must be a gmp.Chan, or None for a channel that is never ready, not %.200s",
-                     what, Py_TYPE(ch)->tp_name);
+        PyErr_Format(PyExc_TypeError,
+                     "%s argument 1 must be a gmp.Chan, or None for a channel that is never ready, not %.200s", what,
+                     Py_TYPE(ch)->tp_name);
         return NULL;
     }
     Case *c;
     if (nfree_cases > 0) {
         c = free_cases[--nfree_cases];
         (void)PyObject_INIT((PyObject *)c, &Case_Type);
-    } else {
+    }
+    else {
         c = PyObject_GC_New(Case, &Case_Type);
         if (c == NULL)
             return NULL;
@@ -445,10 +454,12 @@ select_keywords(PyObject *const *values, PyObject *kwnames, int *has_default, in
             *has_default = PyObject_IsTrue(values[i]);
             if (*has_default < 0)
                 return -1;
-        } else if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
+        }
+        else if (PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
             if (py_timeout(values[i], "select()", timeout) < 0)
                 return -1;
-        } else {
+        }
+        else {
             PyErr_Format(PyExc_TypeError, "select() has no argument %R, only cases, default and timeout", name);
             return -1;
         }
@@ -498,8 +509,9 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
     Py_ssize_t n = 0;
     for (; n < nargs; n++) {
         if (!Py_IS_TYPE(args[n], &Case_Type)) {
-            PyErr_Format(PyExc_TypeError, "select() argument %zd must be a case, gmp.recv(ch) or gmp.send(ch, value), not %.200s",
-                         n + 1, Py_TYPE(args[n])->tp_name);
+            PyErr_Format(PyExc_TypeError,
+                         "select() argument %zd must be a case, gmp.recv(ch) or gmp.send(ch, value), not %.200s", n + 1,
+                         Py_TYPE(args[n])->tp_name);
             goto done;
         }
         Case *c = (Case *)args[n];
@@ -516,18 +528,22 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
         values[r] = NULL;
         if (!cases[r].send) {
             result = selected(r, ok ? got : Py_NewRef(Py_None), ok);
-        } else if (ok) {
+        }
+        else if (ok) {
             result = selected(r, Py_NewRef(Py_None), true);
-        } else {
+        }
+        else {
             Py_DECREF(got);
             raise_closed("send on closed channel");
         }
-    } else if (r == GMP_ETIMEDOUT) {
+    }
+    else if (r == GMP_ETIMEDOUT) {
         if (has_default)
             result = selected(-1, Py_NewRef(Py_None), false);
         else
             py_raise_code(r, "select()", &w);
-    } else if (r != INT32_MIN) {
+    }
+    else if (r != INT32_MIN) {
         py_raise_code(r, "select()", &w);
     }
 done:
@@ -552,15 +568,20 @@ py_set_selected(PyObject *module, PyObject *type)
 
 PyMethodDef chan_methods[] = {
     {"recv", py_recv_case, METH_O,
-     PyDoc_STR("recv($module, ch, /)\n--\n\nA case of select: receive from ch.  None stands for a channel that is never ready.")},
+     PyDoc_STR("recv($module, ch, /)\n--\n\nA case of select: receive from ch.  None stands for a channel that is "
+               "never ready.")},
     {"send", (PyCFunction)(void (*)(void))py_send_case, METH_FASTCALL,
-     PyDoc_STR("send($module, ch, value, /)\n--\n\nA case of select: send value to ch.  None stands for a channel that is never ready.")},
+     PyDoc_STR("send($module, ch, value, /)\n--\n\nA case of select: send value to ch.  None stands for a channel that "
+               "is never ready.")},
     {"select", (PyCFunction)(void (*)(void))py_select, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("select($module, /, *cases, default=False, timeout=None)\n--\n\nWait until one of the cases can go ahead, and do it.\n\n"
+     PyDoc_STR("select($module, /, *cases, default=False, timeout=None)\n--\n\nWait until one of the cases can go "
+               "ahead, and do it.\n\n"
                "cases: recv(ch) and send(ch, value).  Of several that are ready one is chosen at random.  Returns\n"
-               "Selected(index, value, ok): for a receive the value, or None with ok False when the channel is closed; for a\n"
+               "Selected(index, value, ok): for a receive the value, or None with ok False when the channel is closed; "
+               "for a\n"
                "send None and True.  default: do not wait, return index -1.  timeout: seconds, None for ever.\n"
-               "Raises ChanClosed when the chosen case sends on a closed channel, TimeoutError.  Go: select, runtime.selectgo.")},
+               "Raises ChanClosed when the chosen case sends on a closed channel, TimeoutError.  Go: select, "
+               "runtime.selectgo.")},
     {"_set_selected", py_set_selected, METH_O, NULL},
     {0},
 };
@@ -568,10 +589,11 @@ PyMethodDef chan_methods[] = {
 int
 chan_module_init(PyObject *module)
 {
-    ChanClosed = PyErr_NewExceptionWithDoc("gmp.ChanClosed",
-                                           "Receive from a closed and drained channel, send on a closed one, or close of a\n"
-                                           "closed one: where Go panics, or returns the zero value.",
-                                           PyExc_RuntimeError, NULL);
+    ChanClosed =
+        PyErr_NewExceptionWithDoc("gmp.ChanClosed",
+                                  "Receive from a closed and drained channel, send on a closed one, or close of a\n"
+                                  "closed one: where Go panics, or returns the zero value.",
+                                  PyExc_RuntimeError, NULL);
     if (ChanClosed == NULL || PyModule_AddObjectRef(module, "ChanClosed", ChanClosed) < 0)
         return -1;
     if (PyType_Ready(&Chan_Type) < 0 || PyType_Ready(&Case_Type) < 0)

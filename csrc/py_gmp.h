@@ -32,11 +32,11 @@ typedef struct PyG {
     PyObject *context;      /* moved to ts when it starts */
     PyObject *created_code; /* where go() was called */
     int created_lasti;
-    int nargs;              /* in args: positional ones and values of keywords */
-    WaitQ joiners;          /* GIL */
-    PyObject *argtuple;     /* all arguments, when there are more than PYG_ARGS */
-    PyObject *kwnames;      /* names of the last of the arguments */
-    PyStart *start;         /* on the heap; freed when it begins to run */
+    int nargs;                    /* in args: positional ones and values of keywords */
+    WaitQ joiners;                /* GIL */
+    PyObject *argtuple;           /* all arguments, when there are more than PYG_ARGS */
+    PyObject *kwnames;            /* names of the last of the arguments */
+    PyStart *start;               /* on the heap; freed when it begins to run */
     PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
 #ifdef Py_DEBUG
     bool bound; /* bound_gilstate as it should be: see bound_here */
@@ -54,17 +54,17 @@ int tstate_init(void);   /* checks that this interpreter is the one that was com
 int tstate_new(PyG *pg); /* pg->ts and its first frame chunk; GMP_E... */
 /* from's C stack is saved, this thread is to go on as `to`. */
 void tstate_swap(PyG *from, PyG *to, M *mp);
-void tstate_attach(PyG *to, M *mp); /* takes the GIL */
-void tstate_detach(PyG *from);      /* lets go of the GIL */
-bool tstate_detached(PyG *pg);      /* any thread, no GIL */
-void tstate_prefetch(PyG *pg);      /* it will be attached soon */
-void tstate_begin(PyG *pg);         /* the goroutine's first act: context, recursion limits */
+void tstate_attach(PyG *to, M *mp);  /* takes the GIL */
+void tstate_detach(PyG *from);       /* lets go of the GIL */
+bool tstate_detached(PyG *pg);       /* any thread, no GIL */
+void tstate_prefetch(PyG *pg);       /* it will be attached soon */
+void tstate_begin(PyG *pg);          /* the goroutine's first act: context, recursion limits */
 int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */
 bool tstate_is_main_thread(void);
-void tstate_scrub(void);            /* its last: nothing of it may be visible to the next one; may run Python code */
-bool tstate_signal_pending(void);   /* any thread, no GIL: a signal waits for the main goroutine */
+void tstate_scrub(void);          /* its last: nothing of it may be visible to the next one; may run Python code */
+bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
-void tstate_forget(void);           /* before the interpreter is finalised: take back what CPython would free */
+void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
 void tstate_afterfork_child(PyG *self);
 
 /* ---- py_goroutine.c ---- */
@@ -72,16 +72,16 @@ struct Goroutine {
     PyObject_HEAD
     uint64_t id;
     union {
-        PyG *pg;          /* once it has begun to run */
-        PyObject *result; /* returned: the value */
+        PyG *pg;                 /* once it has begun to run */
+        PyObject *result;        /* returned: the value */
         struct Failure *failure; /* raised */
     } u;
     union {
-        PyStart *start;   /* has_start */
-        PyObject *name;   /* when done, if somebody still held it then */
+        PyStart *start; /* has_start */
+        PyObject *name; /* when done, if somebody still held it then */
     } v;
-    uint8_t state;        /* GoroutineState */
-    bool has_start;       /* it was queued without a G, and has not begun to run; GIL, as is all of this but u.pg and id */
+    uint8_t state;  /* GoroutineState */
+    bool has_start; /* it was queued without a G, and has not begun to run; GIL, as is all of this but u.pg and id */
 };
 typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
 
@@ -116,10 +116,10 @@ py_self(void)
         return mp->curg;
     return py_self_slow();
 }
-PyObject *py_goroutine_name(PyObject *fn);   /* new reference, str */
-PyObject *py_goroutine_created(PyG *pg);     /* "pkg.f at file.py:12", or NULL without an exception */
-void py_report_failures(void);               /* those that nobody collected, at exit */
-void py_stop(void);                          /* the interpreter shuts down */
+PyObject *py_goroutine_name(PyObject *fn); /* new reference, str */
+PyObject *py_goroutine_created(PyG *pg);   /* "pkg.f at file.py:12", or NULL without an exception */
+void py_report_failures(void);             /* those that nobody collected, at exit */
+void py_stop(void);                        /* the interpreter shuts down */
 void py_afterfork_child(void);
 
 /* ---- py_wait.c ---- */

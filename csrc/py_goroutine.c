@@ -22,7 +22,7 @@ bool py_stopped;
 static PyG *py_forked; /* in the child of a fork that a goroutine made: that goroutine */
 
 static Failure failures = {.next = &failures, .prev = &failures}; /* uncollected ones */
-static PyObject *excepthook;   /* gmp._excepthook.report: called with (exc, id, name, created) */
+static PyObject *excepthook; /* gmp._excepthook.report: called with (exc, id, name, created) */
 static PyObject *trace_key, *profile_key, *settrace_fn, *setprofile_fn, *threading_dict;
 
 /* ---- names and places ---- */
@@ -170,7 +170,8 @@ call_function(PyG *pg)
                                    (size_t)(PyTuple_GET_SIZE(pg->argtuple) - nkw), pg->kwnames);
     }
     size_t nkw = pg->kwnames != NULL ? (size_t)PyTuple_GET_SIZE(pg->kwnames) : 0;
-    return PyObject_Vectorcall(pg->fn, pg->args + 1, ((size_t)pg->nargs - nkw) | PY_VECTORCALL_ARGUMENTS_OFFSET, pg->kwnames);
+    return PyObject_Vectorcall(pg->fn, pg->args + 1, ((size_t)pg->nargs - nkw) | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                               pg->kwnames);
 }
 
 static void
@@ -298,7 +299,8 @@ pyg_entry(G *gp)
             if (PyObject_IS_GC(r))
                 PyObject_GC_Track(h); /* only now can it be part of a cycle */
         }
-    } else {
+    }
+    else {
         finish_failed(pg, h);
     }
     if (GMP_UNLIKELY(pg->joiners.first != NULL))
@@ -342,7 +344,8 @@ handle_free(Goroutine *h)
 {
     if (h->state == GR_RETURNED) {
         Py_CLEAR(h->u.result);
-    } else if (h->state == GR_FAILED) {
+    }
+    else if (h->state == GR_FAILED) {
         Failure *f = h->u.failure;
         if (!f->collected) {
 #if PY_VERSION_HEX >= 0x030C0000
@@ -363,7 +366,8 @@ handle_free(Goroutine *h)
         h->u.pg = (PyG *)free_handles;
         free_handles = h;
         nfree_handles++;
-    } else {
+    }
+    else {
         PyObject_GC_Del(h);
     }
 }
@@ -377,8 +381,7 @@ handle_dealloc(PyObject *self)
     }
     /* It may hold the last reference to another handle, and that to the next: thousands deep. */
     PyObject_GC_UnTrack(self);
-    Py_TRASHCAN_BEGIN(self, handle_dealloc)
-    handle_free((Goroutine *)self);
+    Py_TRASHCAN_BEGIN(self, handle_dealloc) handle_free((Goroutine *)self);
     Py_TRASHCAN_END
 }
 
@@ -524,8 +527,7 @@ handle_repr(PyObject *self)
     PyObject *name = handle_get_name(self, NULL);
     if (name == NULL)
         return NULL;
-    PyObject *r =
-        PyUnicode_FromFormat("<gmp.Goroutine %llu %U %s>", (unsigned long long)h->id, name, states[h->state]);
+    PyObject *r = PyUnicode_FromFormat("<gmp.Goroutine %llu %U %s>", (unsigned long long)h->id, name, states[h->state]);
     Py_DECREF(name);
     return r;
 }
@@ -538,18 +540,19 @@ static PyGetSetDef handle_getset[] = {
 };
 static PyMethodDef handle_methods[] = {
     {"join", (PyCFunction)(void (*)(void))handle_join, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("join($self, /, timeout=None)\n--\n\nWait until the goroutine has ended.\n\n"
-               "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised, which then counts as\n"
-               "collected and is not reported; TimeoutError when the time is up.")},
+     PyDoc_STR(
+         "join($self, /, timeout=None)\n--\n\nWait until the goroutine has ended.\n\n"
+         "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised, which then counts as\n"
+         "collected and is not reported; TimeoutError when the time is up.")},
     {"result", (PyCFunction)(void (*)(void))handle_result, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("result($self, /, timeout=None)\n--\n\nWait for the goroutine and return what its function returned.\n\n"
-               "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised; TimeoutError when the\n"
-               "time is up.")},
+     PyDoc_STR(
+         "result($self, /, timeout=None)\n--\n\nWait for the goroutine and return what its function returned.\n\n"
+         "timeout: seconds; None waits for ever, 0 tries.  Raises what the goroutine raised; TimeoutError when the\n"
+         "time is up.")},
     {0},
 };
 PyTypeObject Goroutine_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp.Goroutine",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.Goroutine",
     .tp_doc = PyDoc_STR("A goroutine that was started by gmp.go(); Go has no such handle."),
     .tp_basicsize = sizeof(Goroutine),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
@@ -624,7 +627,8 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     PyObject *fn = args[0];
     if (!PyCallable_Check(fn)) {
         PyErr_Format(PyExc_TypeError, "go() argument 1 must be a function or another callable, not %.200s%s",
-                     Py_TYPE(fn)->tp_name, fn == Py_None ? " (pass the function itself, not the result of calling it)" : "");
+                     Py_TYPE(fn)->tp_name,
+                     fn == Py_None ? " (pass the function itself, not the result of calling it)" : "");
         return NULL;
     }
     if (GMP_UNLIKELY(py_stopped)) {
@@ -641,7 +645,8 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
             return NULL;
         for (Py_ssize_t i = 0; i < total; i++)
             PyTuple_SET_ITEM(sp.argtuple, i, Py_NewRef(args[i + 1]));
-    } else {
+    }
+    else {
         sp.nargs = (int)total;
         for (int i = 0; i < sp.nargs; i++)
             Py_INCREF(sp.args[i]);
@@ -658,9 +663,10 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
         Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
         if (later ? go_later(&sp) == 0 : newproc(SCHED, pyg_entry, fill, &sp) != 0)
             return (PyObject *)sp.h;
-        PyErr_SetString(PyExc_MemoryError,
-                        "go(): memory for another goroutine was refused (256 KiB of address space and one page each; see "
-                        "RLIMIT_AS and vm.overcommit_memory)");
+        PyErr_SetString(
+            PyExc_MemoryError,
+            "go(): memory for another goroutine was refused (256 KiB of address space and one page each; see "
+            "RLIMIT_AS and vm.overcommit_memory)");
         Py_DECREF(sp.h);
     }
     if (sp.h != NULL) {
@@ -734,7 +740,8 @@ thread_g_new(void)
     uint32_t parkseq = pg->g.parkseq;
     /* All but cls, which sysmon may be reading. */
     memset(pg, 0, offsetof(PyG, g.cls));
-    memset((char *)pg + offsetof(PyG, g.cls) + sizeof pg->g.cls, 0, sizeof *pg - offsetof(PyG, g.cls) - sizeof pg->g.cls);
+    memset((char *)pg + offsetof(PyG, g.cls) + sizeof pg->g.cls, 0,
+           sizeof *pg - offsetof(PyG, g.cls) - sizeof pg->g.cls);
     pg->g.parkseq = parkseq;
     return pg;
 }
@@ -780,7 +787,8 @@ py_self_slow(void)
             atomic_store(&SCHED->mainm, mp);
             mp->picky = false; /* if one keeps its thread, the main goroutine is moved: rescue() */
         }
-    } else {
+    }
+    else {
         pg = (PyG *)mp->curg;
     }
     pg->ts = PyThreadState_Get(); /* it may have another one than last time: PyGILState_Ensure makes and drops them */
@@ -909,13 +917,15 @@ on_fault(int sig, siginfo_t *info, void *context)
             PyObject *q = ((PyFunctionObject *)fn)->func_qualname;
             if (q != NULL && PyUnicode_IS_COMPACT_ASCII(q))
                 name = (const char *)PyUnicode_DATA(q);
-        } else if (fn != NULL) {
+        }
+        else if (fn != NULL) {
             name = Py_TYPE(fn)->tp_name;
         }
-        int n = snprintf(msg, sizeof msg,
-                         "fatal error: gmp: stack overflow in goroutine %llu (%.200s): C code used more than its %zu KiB; "
-                         "run it on a thread, or recurse less\n",
-                         (unsigned long long)pg->g.goid, name, stack_class_size(cls) / 1024);
+        int n =
+            snprintf(msg, sizeof msg,
+                     "fatal error: gmp: stack overflow in goroutine %llu (%.200s): C code used more than its %zu KiB; "
+                     "run it on a thread, or recurse less\n",
+                     (unsigned long long)pg->g.goid, name, stack_class_size(cls) / 1024);
         ssize_t ignored = write(2, msg, (size_t)n);
         (void)ignored;
     }
@@ -923,9 +933,11 @@ on_fault(int sig, siginfo_t *info, void *context)
     struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
     if ((old->sa_flags & SA_SIGINFO) != 0 && old->sa_sigaction != NULL) {
         old->sa_sigaction(sig, info, context);
-    } else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
+    }
+    else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
         old->sa_handler(sig);
-    } else {
+    }
+    else {
         signal(sig, SIG_DFL);
     }
 }
@@ -1019,17 +1031,21 @@ py_goid(PyObject *module, PyObject *unused)
 
 PyMethodDef goroutine_methods[] = {
     {"go", (PyCFunction)(void (*)(void))py_go, METH_FASTCALL | METH_KEYWORDS,
-     PyDoc_STR("go($module, fn, /, *args, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a goroutine and return its handle.\n\n"
-               "It runs with a copy of the caller's context variables.  An exception that nobody collects through the\n"
-               "handle is reported by gmp.excepthook.  Raises TypeError when fn cannot be called, MemoryError when memory\n"
-               "for its stack is refused, RuntimeError at interpreter shutdown.  Go: the go statement, runtime.newproc.")},
+     PyDoc_STR(
+         "go($module, fn, /, *args, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a goroutine and return its "
+         "handle.\n\n"
+         "It runs with a copy of the caller's context variables.  An exception that nobody collects through the\n"
+         "handle is reported by gmp.excepthook.  Raises TypeError when fn cannot be called, MemoryError when memory\n"
+         "for its stack is refused, RuntimeError at interpreter shutdown.  Go: the go statement, runtime.newproc.")},
     {"gosched", py_gosched, METH_NOARGS,
      PyDoc_STR("gosched($module, /)\n--\n\nLet other goroutines run; come back after those that are runnable now.\n\n"
                "Go: runtime.Gosched.")},
     {"sleep", py_sleep, METH_O,
-     PyDoc_STR("sleep($module, seconds, /)\n--\n\nPark the goroutine for at least this many seconds (int or float).\n\n"
-               "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
-    {"_goid", py_goid, METH_NOARGS, PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
+     PyDoc_STR(
+         "sleep($module, seconds, /)\n--\n\nPark the goroutine for at least this many seconds (int or float).\n\n"
+         "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
+    {"_goid", py_goid, METH_NOARGS,
+     PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
     {"_stop", py_stop_method, METH_NOARGS, NULL},
@@ -1055,7 +1071,8 @@ goroutine_init(PyObject *module)
     if (watcher < 0 || PyDict_Watch(watcher, threading_dict) < 0)
         return -1;
 #endif
-    if (PyType_Ready(&Goroutine_Type) < 0 || PyModule_AddObjectRef(module, "Goroutine", (PyObject *)&Goroutine_Type) < 0)
+    if (PyType_Ready(&Goroutine_Type) < 0 ||
+        PyModule_AddObjectRef(module, "Goroutine", (PyObject *)&Goroutine_Type) < 0)
         return -1;
     int code = schedinit(SET_PYTHON, &python_class, 1);
     if (code < 0) {

@@ -20,7 +20,8 @@ PyInit__core(void)
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)
             goto failed;
-    if (wait_init(module) < 0 || chan_module_init(module) < 0 || sync_module_init(module) < 0 || net_module_init(module) < 0 || goroutine_init(module) < 0)
+    if (wait_init(module) < 0 || chan_module_init(module) < 0 || sync_module_init(module) < 0 ||
+        net_module_init(module) < 0 || goroutine_init(module) < 0)
         goto failed;
     return module;
 failed:

@@ -19,16 +19,16 @@
 
 typedef struct PyFD {
     PyObject_HEAD
-    PollDesc *pd;   /* NULL: closed for good */
+    PollDesc *pd; /* NULL: closed for good */
     int fd;
-    uint32_t users; /* operations under way */
+    uint32_t users;      /* operations under way */
     uint32_t generation; /* netpoll_generation of pd */
     bool closing;
     bool waiting[2]; /* a goroutine is in netpoll_wait, until it has run again: PollMode */
     bool socket;
-    bool stream;    /* a short read has emptied it: wait for the next edge before trying again */
+    bool stream; /* a short read has emptied it: wait for the next edge before trying again */
     bool drained;
-    bool keep;      /* do not close the descriptor: it is somebody else's */
+    bool keep; /* do not close the descriptor: it is somebody else's */
     PyObject *weakrefs;
 } PyFD;
 
@@ -262,7 +262,8 @@ static Py_ssize_t
 fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags)
 {
     for (;;) {
-        Py_ssize_t n = self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL) : write(self->fd, buf, (size_t)size);
+        Py_ssize_t n =
+            self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL) : write(self->fd, buf, (size_t)size);
         if (n >= 0)
             return n;
         if (errno == EINTR) {
@@ -551,28 +552,37 @@ fd_dealloc(PyObject *op)
 
 static PyMethodDef fd_methods[] = {
     {"read", (PyCFunction)(void (*)(void))fd_read, METH_FASTCALL,
-     PyDoc_STR("read($self, size=65536, flags=0, /)\n--\n\nRead what is there, at least one byte and at most size (and 64 KiB), "
+     PyDoc_STR("read($self, size=65536, flags=0, /)\n--\n\nRead what is there, at least one byte and at most size (and "
+               "64 KiB), "
                "parking while there\nis nothing; b\"\" at the end.  Raises OSError, TimeoutError at the deadline.")},
     {"read_into", (PyCFunction)(void (*)(void))fd_read_into, METH_FASTCALL,
-     PyDoc_STR("read_into($self, buffer, size=0, flags=0, /)\n--\n\nThe same into a writable buffer; returns the number of bytes.")},
+     PyDoc_STR("read_into($self, buffer, size=0, flags=0, /)\n--\n\nThe same into a writable buffer; returns the "
+               "number of bytes.")},
     {"write", (PyCFunction)(void (*)(void))fd_write, METH_FASTCALL,
-     PyDoc_STR("write($self, data, flags=0, /)\n--\n\nWrite all of data, parking while there is no room; returns its length.\n\n"
+     PyDoc_STR("write($self, data, flags=0, /)\n--\n\nWrite all of data, parking while there is no room; returns its "
+               "length.\n\n"
                "Raises OSError, TimeoutError at the deadline: part of it may have been written then.")},
     {"write_part", (PyCFunction)(void (*)(void))fd_write_part, METH_FASTCALL,
-     PyDoc_STR("write_part($self, data, flags=0, /)\n--\n\nWrite some of data, parking while there is no room; returns how much.")},
+     PyDoc_STR("write_part($self, data, flags=0, /)\n--\n\nWrite some of data, parking while there is no room; returns "
+               "how much.")},
     {"wait_read", fd_wait_read, METH_NOARGS, PyDoc_STR("wait_read($self, /)\n--\n\nPark until a read is worth a try.")},
-    {"wait_write", fd_wait_write, METH_NOARGS, PyDoc_STR("wait_write($self, /)\n--\n\nPark until a write is worth a try.")},
+    {"wait_write", fd_wait_write, METH_NOARGS,
+     PyDoc_STR("wait_write($self, /)\n--\n\nPark until a write is worth a try.")},
     {"accept", fd_accept, METH_NOARGS,
-     PyDoc_STR("accept($self, /)\n--\n\nPark until a connection comes in; returns its descriptor, non-blocking, and the\n"
-               "other end's struct sockaddr.  Raises OSError, TimeoutError at the read deadline.")},
+     PyDoc_STR(
+         "accept($self, /)\n--\n\nPark until a connection comes in; returns its descriptor, non-blocking, and the\n"
+         "other end's struct sockaddr.  Raises OSError, TimeoutError at the read deadline.")},
     {"shutdown", fd_shutdown, METH_O,
-     PyDoc_STR("shutdown($self, how, /)\n--\n\nEnd one or both directions of a socket: socket.SHUT_RD, SHUT_WR, SHUT_RDWR.")},
+     PyDoc_STR(
+         "shutdown($self, how, /)\n--\n\nEnd one or both directions of a socket: socket.SHUT_RD, SHUT_WR, SHUT_RDWR.")},
     {"detach", fd_detach, METH_NOARGS,
      PyDoc_STR("detach($self, /)\n--\n\nAs close(), but the descriptor stays open; returns it.")},
     {"set_deadline", fd_set_deadline, METH_O,
-     PyDoc_STR("set_deadline($self, seconds, /)\n--\n\nReads and writes raise TimeoutError from then on, waiting ones included.\n\n"
+     PyDoc_STR("set_deadline($self, seconds, /)\n--\n\nReads and writes raise TimeoutError from then on, waiting ones "
+               "included.\n\n"
                "seconds from now; None: never.  Go: net.Conn.SetDeadline.")},
-    {"set_read_deadline", fd_set_read_deadline, METH_O, PyDoc_STR("set_read_deadline($self, seconds, /)\n--\n\nFor reads only.")},
+    {"set_read_deadline", fd_set_read_deadline, METH_O,
+     PyDoc_STR("set_read_deadline($self, seconds, /)\n--\n\nFor reads only.")},
     {"set_write_deadline", fd_set_write_deadline, METH_O,
      PyDoc_STR("set_write_deadline($self, seconds, /)\n--\n\nFor writes only.")},
     {"close", fd_close, METH_NOARGS,
@@ -585,10 +595,10 @@ static PyGetSetDef fd_getset[] = {
     {0},
 };
 static PyTypeObject FD_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp._core.FD",
-    .tp_doc = PyDoc_STR("FD(fileno, keep=False)\n--\n\nA non-blocking descriptor in the net poller; close() and the end of the object\n"
-                        "close it, unless keep.  Go: internal/poll.FD."),
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp._core.FD",
+    .tp_doc = PyDoc_STR(
+        "FD(fileno, keep=False)\n--\n\nA non-blocking descriptor in the net poller; close() and the end of the object\n"
+        "close it, unless keep.  Go: internal/poll.FD."),
     .tp_basicsize = sizeof(PyFD),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .tp_new = fd_new,

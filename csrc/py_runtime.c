@@ -35,9 +35,10 @@ append_goroutine(PyObject *list, PyG *pg, const char *name)
     PyObject *frame = NULL;
     if (pg->g.stack_lo != NULL || atomic_load(&pg->g.status) == G_WAITING || &pg->g == getg() || pg == py_main)
         frame = (PyObject *)PyThreadState_GetFrame(pg->ts); /* another thread's thread state may be gone */
-    PyObject *item = nm == NULL ? NULL
-                                : Py_BuildValue("KKsOOO", (unsigned long long)pg->g.goid, (unsigned long long)pg->g.parentid,
-                                                status, nm, created ? created : Py_None, frame ? frame : Py_None);
+    PyObject *item = nm == NULL
+                         ? NULL
+                         : Py_BuildValue("KKsOOO", (unsigned long long)pg->g.goid, (unsigned long long)pg->g.parentid,
+                                         status, nm, created ? created : Py_None, frame ? frame : Py_None);
     int r = item != NULL ? PyList_Append(list, item) : -1;
     Py_XDECREF(item);
     Py_XDECREF(nm);
@@ -86,16 +87,18 @@ py_stats(PyObject *module, PyObject *unused)
         queued += runqlen(sched->allp[i]);
         timers += atomic_load_relaxed(&sched->allp[i]->timers.len);
     }
-    return Py_BuildValue("{sLsIsIsIsKsKsKsKsnsnsnsnss}", "goroutines", (long long)num_goroutine(sched) + 1, "procs", sched->np,
-                         "threads", sched->nm, "idle_threads", sched->nmidle, "runnable", queued, "timers", timers, "switches",
-                         ticks, "handoffs", (unsigned long long)sched->nhandoff, "stacks", (Py_ssize_t)st.carved,
-                         "stacks_in_use", (Py_ssize_t)st.in_use, "stacks_unguarded", (Py_ssize_t)st.unguarded, "stack_bytes",
-                         (Py_ssize_t)stack_class_size(sched->cls->stack), "guards", stack_guard_name());
+    return Py_BuildValue("{sLsIsIsIsKsKsKsKsnsnsnsnss}", "goroutines", (long long)num_goroutine(sched) + 1, "procs",
+                         sched->np, "threads", sched->nm, "idle_threads", sched->nmidle, "runnable", queued, "timers",
+                         timers, "switches", ticks, "handoffs", (unsigned long long)sched->nhandoff, "stacks",
+                         (Py_ssize_t)st.carved, "stacks_in_use", (Py_ssize_t)st.in_use, "stacks_unguarded",
+                         (Py_ssize_t)st.unguarded, "stack_bytes", (Py_ssize_t)stack_class_size(sched->cls->stack),
+                         "guards", stack_guard_name());
 }
 
 PyMethodDef runtime_methods[] = {
     {"num_goroutine", py_num_goroutine, METH_NOARGS,
-     PyDoc_STR("num_goroutine($module, /)\n--\n\nHow many goroutines exist, the main one included.  Go: runtime.NumGoroutine.")},
+     PyDoc_STR("num_goroutine($module, /)\n--\n\nHow many goroutines exist, the main one included.  Go: "
+               "runtime.NumGoroutine.")},
     {"stats", py_stats, METH_NOARGS, PyDoc_STR("stats($module, /)\n--\n\nCounts of the scheduler, a dict.")},
     {"_goroutines", py_goroutines, METH_NOARGS,
      PyDoc_STR("_goroutines($module, /)\n--\n\n[(id, parent id, status, name, created by or None, frame or None)]")},

@@ -107,11 +107,11 @@ static PyMethodDef mutex_methods[] = {
     {0},
 };
 static PyTypeObject Mutex_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp.sync.Mutex",
-    .tp_doc = PyDoc_STR("Mutex()\n--\n\nA lock that parks goroutines instead of blocking threads; `with mutex:` locks it.\n\n"
-                        "It belongs to no thread, so a goroutine may park while it holds it and go on elsewhere; it is not\n"
-                        "reentrant.  A waiter is overtaken for 1 ms at most.  Go: sync.Mutex."),
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.sync.Mutex",
+    .tp_doc =
+        PyDoc_STR("Mutex()\n--\n\nA lock that parks goroutines instead of blocking threads; `with mutex:` locks it.\n\n"
+                  "It belongs to no thread, so a goroutine may park while it holds it and go on elsewhere; it is not\n"
+                  "reentrant.  A waiter is overtaken for 1 ms at most.  Go: sync.Mutex."),
     .tp_basicsize = sizeof(PyMutexObject),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,
@@ -131,8 +131,8 @@ waitgroup_change(PyObject *self, int64_t delta)
 {
     PyWaitGroup *wg = (PyWaitGroup *)self;
     if (gwaitgroup_add(&wg->wg, delta) < 0) {
-        PyErr_Format(PyExc_ValueError, "negative WaitGroup counter: it is %lld and %lld was to be added", (long long)wg->wg.n,
-                     (long long)delta);
+        PyErr_Format(PyExc_ValueError, "negative WaitGroup counter: it is %lld and %lld was to be added",
+                     (long long)wg->wg.n, (long long)delta);
         return NULL;
     }
     Py_RETURN_NONE;
@@ -148,7 +148,8 @@ waitgroup_add(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     long long delta = 1;
     if (nargs == 1) {
         if (!PyIndex_Check(args[0])) {
-            PyErr_Format(PyExc_TypeError, "WaitGroup.add() argument must be an int, not %.200s", Py_TYPE(args[0])->tp_name);
+            PyErr_Format(PyExc_TypeError, "WaitGroup.add() argument must be an int, not %.200s",
+                         Py_TYPE(args[0])->tp_name);
             return NULL;
         }
         delta = PyNumber_AsSsize_t(args[0], PyExc_OverflowError);
@@ -200,10 +201,12 @@ waitgroup_get_count(PyObject *self, void *closure)
 
 static PyMethodDef waitgroup_methods[] = {
     {"add", (PyCFunction)(void (*)(void))waitgroup_add, METH_FASTCALL,
-     PyDoc_STR("add($self, delta=1, /)\n--\n\nAdd delta, an int of either sign, to the counter.\n\n"
-               "Raises ValueError when it would become negative; it keeps its value then.  Go: (*sync.WaitGroup).Add.")},
+     PyDoc_STR(
+         "add($self, delta=1, /)\n--\n\nAdd delta, an int of either sign, to the counter.\n\n"
+         "Raises ValueError when it would become negative; it keeps its value then.  Go: (*sync.WaitGroup).Add.")},
     {"done", waitgroup_done, METH_NOARGS,
-     PyDoc_STR("done($self, /)\n--\n\nTake one off the counter.  Raises ValueError when it is 0.  Go: (*sync.WaitGroup).Done.")},
+     PyDoc_STR("done($self, /)\n--\n\nTake one off the counter.  Raises ValueError when it is 0.  Go: "
+               "(*sync.WaitGroup).Done.")},
     {"wait", (PyCFunction)(void (*)(void))waitgroup_wait, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("wait($self, /, timeout=None)\n--\n\nPark until the counter is 0.\n\n"
                "timeout: seconds; None waits for ever, 0 tries.  Raises TimeoutError.  Go: (*sync.WaitGroup).Wait.")},
@@ -214,8 +217,7 @@ static PyGetSetDef waitgroup_getset[] = {
     {0},
 };
 static PyTypeObject WaitGroup_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gmp._core.WaitGroup",
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp._core.WaitGroup",
     .tp_doc = PyDoc_STR("WaitGroup()\n--\n\nWaits for a number of goroutines to end.  Go: sync.WaitGroup."),
     .tp_basicsize = sizeof(PyWaitGroup),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,

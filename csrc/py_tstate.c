@@ -294,10 +294,10 @@ tstate_scrub(void)
             PyEval_SetProfile(NULL, NULL);
             clean = false;
         }
-#define CLEAR(field)                                                                                                       \
-    if (ts->field != NULL) {                                                                                               \
-        Py_CLEAR(ts->field);                                                                                               \
-        clean = false;                                                                                                     \
+#define CLEAR(field)                                                                                                   \
+    if (ts->field != NULL) {                                                                                           \
+        Py_CLEAR(ts->field);                                                                                           \
+        clean = false;                                                                                                 \
     }
         CLEAR(context)
         CLEAR(dict)
@@ -348,7 +348,8 @@ tstate_where(PyObject **code, int *lasti)
     if (o != NULL && PyCode_Check(o)) {
         *code = o;
         *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
-    } else {
+    }
+    else {
         Py_XDECREF(o);
     }
 #endif
@@ -359,10 +360,11 @@ tstate_where(PyObject **code, int *lasti)
 static int
 refuse(const char *what)
 {
-    PyErr_Format(PyExc_ImportError,
-                 "gmp was built for Python %d.%d.%d and does not fit the running Python %.20s (%s); build it for this one: "
-                 "pip install --no-binary gmp-runtime --force-reinstall gmp-runtime",
-                 PY_MAJOR_VERSION, PY_MINOR_VERSION, PY_MICRO_VERSION, Py_GetVersion(), what);
+    PyErr_Format(
+        PyExc_ImportError,
+        "gmp was built for Python %d.%d.%d and does not fit the running Python %.20s (%s); build it for this one: "
+        "pip install --no-binary gmp-runtime --force-reinstall gmp-runtime",
+        PY_MAJOR_VERSION, PY_MINOR_VERSION, PY_MICRO_VERSION, Py_GetVersion(), what);
     return -1;
 }
 
@@ -374,7 +376,8 @@ tstate_init(void)
     PyThreadState *ts = PyThreadState_Get();
     interp = PyInterpreterState_Get();
     if (interp != PyInterpreterState_Main()) {
-        PyErr_SetString(PyExc_ImportError, "gmp serves the main interpreter only: import it there, not in a sub-interpreter");
+        PyErr_SetString(PyExc_ImportError,
+                        "gmp serves the main interpreter only: import it there, not in a sub-interpreter");
         return -1;
     }
     /* Each private field that this file uses must show what the public functions say. */

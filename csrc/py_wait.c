@@ -30,8 +30,9 @@ py_timeout(PyObject *o, const char *what, int64_t *ns)
     double seconds;
     if (PyFloat_CheckExact(o)) {
         seconds = PyFloat_AS_DOUBLE(o);
-    } else if (PyLong_Check(o) || (Py_TYPE(o)->tp_as_number != NULL && (Py_TYPE(o)->tp_as_number->nb_float != NULL ||
-                                                                        Py_TYPE(o)->tp_as_number->nb_index != NULL))) {
+    }
+    else if (PyLong_Check(o) || (Py_TYPE(o)->tp_as_number != NULL && (Py_TYPE(o)->tp_as_number->nb_float != NULL ||
+                                                                      Py_TYPE(o)->tp_as_number->nb_index != NULL))) {
         seconds = PyFloat_AsDouble(o);
         if (seconds == -1.0 && PyErr_Occurred()) {
             if (!PyErr_ExceptionMatches(PyExc_OverflowError))
@@ -44,7 +45,8 @@ py_timeout(PyObject *o, const char *what, int64_t *ns)
                 return -1;
             seconds = negative ? -HUGE_VAL : HUGE_VAL;
         }
-    } else {
+    }
+    else {
         PyErr_Format(PyExc_TypeError, "%s: the time must be a number of seconds%s, not %.200s", what,
                      strcmp(what, "sleep()") == 0 ? "" : " or None", Py_TYPE(o)->tp_name);
         return -1;
@@ -179,7 +181,8 @@ py_known_threads(PyObject *module, PyObject *unused)
             continue;
         if (mp->ispool) {
             own++;
-        } else if (mp->thread_g != NULL && atomic_load(&mp->thread_g->status) == G_WAITING) {
+        }
+        else if (mp->thread_g != NULL && atomic_load(&mp->thread_g->status) == G_WAITING) {
             PyObject *id = PyLong_FromUnsignedLongLong(mp->tid);
             if (id == NULL || PySet_Add(idents, id) < 0)
                 Py_CLEAR(idents);
@@ -200,8 +203,9 @@ int
 wait_init(PyObject *module)
 {
     DeadlockError = PyErr_NewExceptionWithDoc(
-        "gmp.Deadlock", "All goroutines are asleep and nothing can wake one: raised in the main goroutine.  Go: the fatal error\n"
-                        "\"all goroutines are asleep - deadlock!\".",
+        "gmp.Deadlock",
+        "All goroutines are asleep and nothing can wake one: raised in the main goroutine.  Go: the fatal error\n"
+        "\"all goroutines are asleep - deadlock!\".",
         PyExc_RuntimeError, NULL);
     return DeadlockError == NULL ? -1 : PyModule_AddObjectRef(module, "Deadlock", DeadlockError);
 }

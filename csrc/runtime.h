@@ -36,10 +36,10 @@ typedef struct Timer Timer;
 /* ---- Class: what a kind of goroutine needs around its C stack ---- */
 typedef struct Class {
     const char *name;
-    size_t g_size;       /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
-    size_t above;        /* bytes left to the class between its G and the top of the slot (python: frames) */
+    size_t g_size; /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
+    size_t above;  /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
-    bool own_threads;    /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
+    bool own_threads; /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
     /* On g0: make the thread gp's / no one's.  resume may block. */
@@ -186,7 +186,7 @@ struct P {
     uint32_t timertick; /* decisions since the clock was last read */
     uint32_t ngfree;    /* dead goroutines ready for reuse */
     G *gfree[GFREE_MAX];
-    int64_t gdelta;     /* goroutines started minus finished on this P */
+    int64_t gdelta; /* goroutines started minus finished on this P */
     uint64_t goidcache, goidcacheend;
 
     /* sysmon only. */
@@ -204,37 +204,37 @@ struct P {
 
 /* ---- M ---- */
 struct M {
-    Gobuf g0;       /* the scheduler's context of this thread */
-    G *curg;        /* the goroutine that runs, or is about to */
-    P *p;           /* may be stale when sysmon took it: p_enter tells */
+    Gobuf g0; /* the scheduler's context of this thread */
+    G *curg;  /* the goroutine that runs, or is about to */
+    P *p;     /* may be stale when sysmon took it: p_enter tells */
     Sched *set;
-    G *thread_g;    /* adopted threads: their own stack; NULL for pool threads */
+    G *thread_g; /* adopted threads: their own stack; NULL for pool threads */
 
     /* From a switch to the first act of the context switched to. */
-    G *prev;        /* who was left */
-    int prevkind;   /* SwitchKind */
-    G *committing;  /* atomic: an interruptible goroutine whose unlockf has not returned yet */
+    G *prev;       /* who was left */
+    int prevkind;  /* SwitchKind */
+    G *committing; /* atomic: an interruptible goroutine whose unlockf has not returned yet */
     bool (*unlockf)(G *, void *);
     void *waitlock;
 
     /* Sched.lock. */
-    M *link;        /* idle list */
-    bool idle;      /* on the idle list */
-    P *nextp;       /* handed over with the wake-up */
-    G *nextg;       /* run this first */
+    M *link;   /* idle list */
+    bool idle; /* on the idle list */
+    P *nextp;  /* handed over with the wake-up */
+    G *nextg;  /* run this first */
     bool wakespinning;
     G *readylocked; /* atomic for readers without the lock: thread_g is ready, but this M is busy with another goroutine */
 
     bool spinning;
-    bool dead;      /* its thread has ended; reused by the next adoption */
+    bool dead; /* its thread has ended; reused by the next adoption */
     bool ispool;
-    bool picky;     /* adopted, and runs only thread_g (Class.own_threads) */
+    bool picky; /* adopted, and runs only thread_g (Class.own_threads) */
     uint32_t id;
     uint64_t tid;
     Note park;
     uint32_t polling; /* atomic: waits in the net poller, not on park: see wakem */
-    M *alllink;     /* all Ms, push-only */
-    void *g0stack;  /* slab stack of an adopted thread's g0 */
+    M *alllink;       /* all Ms, push-only */
+    void *g0stack;    /* slab stack of an adopted thread's g0 */
     void *sigstack;
 };
 
@@ -260,33 +260,33 @@ struct Sched {
     uint32_t np;
 
     Mutex lock;
-    GQueue runq;        /* the global queue */
-    uint32_t ngs;       /* goroutines ever made, adopted threads included */
-    uint32_t nslots;    /* Gs with a stack, dead or alive; atomic */
-    uint32_t npending;  /* Starts that are not bound; atomic */
-    G **gfree;          /* stack of dead ones; as large as runq.ring */
-    uint32_t ngfree;    /* atomic for readers without the lock */
-    int64_t gdelta;     /* goroutines started minus finished without a P */
+    GQueue runq;       /* the global queue */
+    uint32_t ngs;      /* goroutines ever made, adopted threads included */
+    uint32_t nslots;   /* Gs with a stack, dead or alive; atomic */
+    uint32_t npending; /* Starts that are not bound; atomic */
+    G **gfree;         /* stack of dead ones; as large as runq.ring */
+    uint32_t ngfree;   /* atomic for readers without the lock */
+    int64_t gdelta;    /* goroutines started minus finished without a P */
     P *pidle;
-    uint32_t npidle;    /* atomic */
+    uint32_t npidle; /* atomic */
     M *midle;
-    uint32_t nmidle;    /* atomic */
+    uint32_t nmidle;     /* atomic */
     uint32_t nmspinning; /* atomic */
-    uint32_t nm;        /* Ms alive, adopted ones included; changed under the lock */
-    uint32_t npool;     /* pool threads among them */
-    M *sleeper;         /* the idle M that waits for the next timer */
+    uint32_t nm;         /* Ms alive, adopted ones included; changed under the lock */
+    uint32_t npool;      /* pool threads among them */
+    M *sleeper;          /* the idle M that waits for the next timer */
     int64_t sleepuntil;
-    M *mainm;           /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
-    bool stopping;      /* atomic: nothing is scheduled any more */
-    uint64_t nhandoff;  /* statistics: Ps taken by sysmon */
+    M *mainm;          /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
+    bool stopping;     /* atomic: nothing is scheduled any more */
+    uint64_t nhandoff; /* statistics: Ps taken by sysmon */
 };
 
 extern Sched scheds[SETS];
 
 /* ---- tls ---- */
-M *getm(void);      /* the calling thread's M or NULL; never cached across a switch */
+M *getm(void); /* the calling thread's M or NULL; never cached across a switch */
 static inline G *
-getg(void)          /* the calling goroutine, or NULL on a thread that was never adopted */
+getg(void) /* the calling goroutine, or NULL on a thread that was never adopted */
 {
     M *mp = getm();
     return mp ? mp->curg : NULL;
@@ -330,7 +330,8 @@ static inline uint32_t
 park_begin(G *gp)
 {
     uint32_t seq = (atomic_load_relaxed(&gp->parkseq) | 1) + 1;
-    atomic_store_release(&gp->parkseq, seq); /* pairs with the CAS in park_claim: the claimer's wakecode comes after ours */
+    atomic_store_release(&gp->parkseq,
+                         seq); /* pairs with the CAS in park_claim: the claimer's wakecode comes after ours */
     return seq;
 }
 
@@ -388,14 +389,14 @@ void runqkick(P *pp);
 bool runqempty(P *pp);
 uint32_t runqlen(P *pp);
 G *runqsteal(P *pp, P *victim, bool stealnext);
-void globrunqput(Sched *sched, G *gp);                             /* Sched.lock */
+void globrunqput(Sched *sched, G *gp);                            /* Sched.lock */
 void globrunqputbatch(Sched *sched, G *const *batch, uint32_t n); /* Sched.lock */
-int globrunqreserve(Sched *sched, uint32_t n);                   /* Sched.lock; GMP_ENOMEM */
-G *globrunqget(Sched *sched, P *pp, uint32_t max);                 /* Sched.lock */
+int globrunqreserve(Sched *sched, uint32_t n);                    /* Sched.lock; GMP_ENOMEM */
+G *globrunqget(Sched *sched, P *pp, uint32_t max);                /* Sched.lock */
 
 /* ---- timer.c ---- */
 int timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq); /* GMP_ENOMEM */
-bool timer_del(Timer *t);   /* true when it had not fired */
+bool timer_del(Timer *t);                                                               /* true when it had not fired */
 /* Runs what is due.  Returns when the next one is due, or 0. */
 int64_t timers_run(Timers *ts, int64_t now);
 void timers_clear(Timers *ts);

@@ -53,7 +53,8 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
         bool again = w.since != 0;
         if (!again) {
             w.since = now;
-        } else if (timeout >= 0) {
+        }
+        else if (timeout >= 0) {
             left = timeout - (now - w.since);
             if (left < 0)
                 left = 0;
@@ -89,7 +90,8 @@ gmutex_lock(Gmutex *m, int64_t timeout)
         return GMP_OK;
     if (timeout == 0) {
         uint32_t key = atomic_load_relaxed(&m->key);
-        return (key & GMUTEX_LOCKED) == 0 && atomic_cas_acquire(&m->key, key, key | GMUTEX_LOCKED) ? GMP_OK : GMP_ETIMEDOUT;
+        return (key & GMUTEX_LOCKED) == 0 && atomic_cas_acquire(&m->key, key, key | GMUTEX_LOCKED) ? GMP_OK
+                                                                                                   : GMP_ETIMEDOUT;
     }
     return gmutex_lock_slow(m, timeout);
 }

@@ -173,7 +173,8 @@ sysmon(void *arg)
         if (did) {
             quiet = 0;
             delay = MIN_DELAY_US;
-        } else if (++quiet > 50) {
+        }
+        else if (++quiet > 50) {
             delay *= 2;
             if (delay > (detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US))
                 delay = detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US;

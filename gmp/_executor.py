@@ -121,9 +121,7 @@ class Executor(cf.Executor):
             raise
         return future
 
-    def _run(
-        self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _run(self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         while True:
             try:
                 if future.set_running_or_notify_cancel():

@@ -204,7 +204,9 @@ def count_gmp_objects() -> dict[str, int]:
 class Child:
     """A script run by the same Python with the same gmp, in a process group of its own."""
 
-    def __init__(self, script: str, *args: str, python: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, script: str, *args: str, python: tuple[str, ...] = (), env: dict[str, str] | None = None
+    ) -> None:
         # A crashing child is part of a test: it leaves no core file behind.
         script = "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n" + textwrap.dedent(script)
         self.process = subprocess.Popen(

@@ -23,7 +23,9 @@ def test_exit_code_with_thousands_parked(child) -> None:
     """).expect(42, "end")
 
 
-@pytest.mark.parametrize("wait", ["ch.recv()", "gmp.sleep(100)", "time.sleep(100)", "lock.acquire()", "gmp.select()", "spin()"])
+@pytest.mark.parametrize(
+    "wait", ["ch.recv()", "gmp.sleep(100)", "time.sleep(100)", "lock.acquire()", "gmp.select()", "spin()"]
+)
 def test_exit_while_others_wait_or_run(child, wait: str) -> None:
     t0 = time.monotonic()
     child(f"""
@@ -162,7 +164,8 @@ def test_interpreter_dev_mode_is_silent(child) -> None:
 
 
 def test_nothing_used(child) -> None:
-    for code in ("import gmp", "import gmp.runtime, gmp.sync", "import threading\nthreading.Thread(target=__import__, args=('gmp',)).start()"):
+    in_thread = "import threading\nthreading.Thread(target=__import__, args=('gmp',)).start()"
+    for code in ("import gmp", "import gmp.runtime, gmp.sync", in_thread):
         c = child(code, python=("-X", "dev", "-W", "error"))
         c.expect(0, "")
         assert c.err == ""

@@ -49,7 +49,9 @@ BODY = """
 
 
 def test_fork_in_main(child) -> None:
-    child(BODY + "    for _ in range(3): print(fork())\n    check()\n    ch.close()\n", python=WARNINGS).expect(0, "11\n11\n11")
+    child(BODY + "    for _ in range(3): print(fork())\n    check()\n    ch.close()\n", python=WARNINGS).expect(
+        0, "11\n11\n11"
+    )
 
 
 def test_fork_in_a_goroutine(child) -> None:
@@ -60,7 +62,8 @@ def test_fork_in_a_goroutine(child) -> None:
 
 def test_fork_in_a_thread(child) -> None:
     child(
-        BODY + "    t = threading.Thread(target=lambda: (ch.send(1), print(fork())))\n    t.start(); t.join()\n    check()\n",
+        BODY
+        + "    t = threading.Thread(target=lambda: (ch.send(1), print(fork())))\n    t.start(); t.join()\n    check()\n",
         python=WARNINGS,
     ).expect(0, "11")
 

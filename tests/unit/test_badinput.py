@@ -250,9 +250,11 @@ def test_nothing_is_leaked_by_mistakes() -> None:
             lambda: wg.go(value),  # type: ignore[arg-type]
             lambda: gmp.wait(value),  # type: ignore[arg-type]
             lambda: go(fn, value, value, value, value, value, value, k=value).join(-1),
-            lambda: go(1 .__truediv__, 0).result(),
+            lambda: go((1).__truediv__, 0).result(),
         ):
-            with contextlib.suppress(TypeError, ValueError, OverflowError, TimeoutError, RuntimeError, ZeroDivisionError):
+            with contextlib.suppress(
+                TypeError, ValueError, OverflowError, TimeoutError, RuntimeError, ZeroDivisionError
+            ):
                 call()
                 raise AssertionError("no exception")
 

@@ -95,6 +95,7 @@ def test_system_exit_is_quiet(reports) -> None:
 
 def test_keyboard_interrupt_and_others_are_reported(reports) -> None:
     for kind in (KeyboardInterrupt, GeneratorExit, gmp.ChanClosed):
+
         def f(kind=kind) -> None:
             raise kind("x")
 

@@ -43,6 +43,7 @@ def test_exception() -> None:
         with pytest.raises(KeyError):
             f.result()
         for kind in (SystemExit, KeyboardInterrupt):
+
             def out(kind=kind) -> None:
                 raise kind
 
@@ -77,6 +78,7 @@ def test_map_buffersize() -> None:
 
 def test_map_cancels_the_rest() -> None:
     """As with the standard executors, a failing call cancels those that have not started."""
+
     def f(i: int) -> int:
         if i == 1:
             raise ValueError

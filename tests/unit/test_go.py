@@ -106,6 +106,7 @@ def test_exception_is_the_same_object_each_time() -> None:
 
 def test_base_exceptions_pass_through_result() -> None:
     for kind in (KeyboardInterrupt, SystemExit, GeneratorExit):
+
         def f(kind=kind) -> None:
             raise kind("x")
 

@@ -131,7 +131,7 @@ def test_all_stacks() -> None:
 
     gs = []
     for f in (sender, sleeper, locker, waiter, blocker):
-        gs.append(go(f))  # noqa: PERF401  # not in a function of its own, as a comprehension is before 3.12
+        gs.append(go(f))  # not in a function of its own, as a comprehension is before 3.12
     gs.append(go(joiner, gs[2]))
     gs.append(go(receiver))
     gmp.sleep(0.05)

@@ -384,6 +384,7 @@ def test_sqlite_functions_that_use_channels() -> None:
 
     def f(i: int) -> list[int]:
         with contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as db:
+
             def double(x: int) -> int:
                 ch.send(x, 0)
                 go(int)

@@ -84,6 +84,7 @@ def test_threading_local_values_die_with_the_goroutine() -> None:
 
 def test_many_locals_made_and_dropped() -> None:
     """The local dies while goroutines still hold values of it."""
+
     def f() -> int:
         local = threading.local()
         local.x = 1
@@ -550,6 +551,7 @@ def test_setrecursionlimit_applies_to_new_goroutines() -> None:
 
 def test_deep_stack_while_parked() -> None:
     """Frames beyond the first chunk, in many goroutines at once."""
+
     def down(n: int) -> int:
         if n == 0:
             turns()
@@ -643,9 +645,7 @@ def test_async_exception_does_not_reach_the_next_goroutine() -> None:
 
     def arm() -> None:
         # for this very thread id: it hits this goroutine, or whichever other runs on the thread state; here, itself
-        n = ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(threading.get_ident()), ctypes.py_object(None)
-        )
+        n = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(None))
         assert n >= 0
 
     go(arm).join()
