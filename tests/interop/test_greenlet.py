@@ -6,7 +6,6 @@ import threading
 
 import pytest
 
-import gmp
 from gmp import Chan, go
 
 greenlet = pytest.importorskip("greenlet")

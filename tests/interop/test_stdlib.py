@@ -53,6 +53,7 @@ def test_bounded_queue() -> None:
 
 def test_thread_pool_from_goroutines() -> None:
     with cf.ThreadPoolExecutor(3) as pool:
+
         def f(i: int) -> int:
             a = gmp.wait(pool.submit(pow, i, 2))
             b = pool.submit(lambda: go(pow, i, 3).result()).result(20)  # holds a thread, which is slower but right
@@ -85,6 +86,7 @@ def test_asyncio_in_a_thread(loop: asyncio.AbstractEventLoop) -> None:
 
 def test_asyncio_awaits_goroutines(loop: asyncio.AbstractEventLoop) -> None:
     with gmp.Executor() as ex:
+
         def slow(i: int) -> int:
             gmp.sleep(0.01)
             return i + 1
@@ -127,6 +129,7 @@ def test_logging() -> None:
     log.addHandler(handler)
     log.propagate = False
     try:
+
         def f(i: int) -> None:
             for k in range(20):
                 log.warning("%d-%d", i, k)
@@ -145,7 +148,9 @@ def test_logging() -> None:
         log.removeHandler(handler)
     lines = out.getvalue().splitlines()
     assert len(lines) == 23 * 20
-    assert {line.split("|")[0] for line in lines} == {f"{i}-{k}" for i in (*range(20), 100, 101, 102) for k in range(20)}
+    assert {line.split("|")[0] for line in lines} == {
+        f"{i}-{k}" for i in (*range(20), 100, 101, 102) for k in range(20)
+    }
 
 
 def test_sockets() -> None:

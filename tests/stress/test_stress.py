@@ -49,7 +49,10 @@ def test_nothing_is_lost_or_doubled(rng: random.Random, cap: int) -> None:
                 elif how == 1:
                     ch.send(n, r.random() * 0.001)
                 elif how == 2:
-                    if select(*[send(c, n) for c in r.sample(chans, 3)], default=r.random() < 0.5, timeout=0.01).index < 0:
+                    if (
+                        select(*[send(c, n) for c in r.sample(chans, 3)], default=r.random() < 0.5, timeout=0.01).index
+                        < 0
+                    ):
                         continue
                 else:
                     ch.send(n, 0)

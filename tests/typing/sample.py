@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 from collections.abc import Iterator
-
-from typing_extensions import assert_type
+from typing import assert_type
 
 import gmp
 from gmp import Chan, Goroutine, Selected, go, recv, select, send

@@ -23,7 +23,16 @@ def mypy(path: Path, tmp_path: Path) -> str:
     shutil.copy(path, copy)
     package = Path(gmp.__file__).parent.parent
     r = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(tmp_path / "cache"), copy.name],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--no-error-summary",
+            "--cache-dir",
+            str(tmp_path / "cache"),
+            copy.name,
+        ],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": "" if "site-packages" in str(package) else str(package)},
         capture_output=True,

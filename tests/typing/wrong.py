@@ -23,4 +23,6 @@ sleep(None)  # E
 Mutex().lock(blocking=True)  # E
 text: str = go(square, 1).result()  # E
 Goroutine[int]().result()  # at run time only
+
+
 class Sub(Chan[int]): ...  # E

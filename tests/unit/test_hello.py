@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import gmp
@@ -21,7 +22,7 @@ def test_lines_interleave() -> None:
     world.join()
     assert sorted(lines) == sorted(f"{i}: {m}" for i in range(5) for m in ("Hello", "Goroutine"))
     who = [line.split()[1] for line in lines]
-    switches = sum(a != b for a, b in zip(who, who[1:], strict=False))
+    switches = sum(a != b for a, b in itertools.pairwise(who))
     assert switches >= 2, lines  # neither has run to its end before the other began
 
 
