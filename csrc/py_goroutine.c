@@ -663,10 +663,10 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
         Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
         if (later ? go_later(&sp) == 0 : newproc(SCHED, pyg_entry, fill, &sp) != 0)
             return (PyObject *)sp.h;
-        PyErr_SetString(
-            PyExc_MemoryError,
-            "go(): memory for another goroutine was refused (256 KiB of address space and one page each; see "
-            "RLIMIT_AS and vm.overcommit_memory)");
+        PyErr_Format(PyExc_MemoryError,
+                     "go(): memory for another goroutine was refused (%zu KiB of address space and one page each; see "
+                     "RLIMIT_AS and vm.overcommit_memory)",
+                     stack_class_size(STACK_PYTHON) / 1024);
         Py_DECREF(sp.h);
     }
     if (sp.h != NULL) {

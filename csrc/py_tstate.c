@@ -124,6 +124,7 @@ tstate_new(PyG *pg)
 static inline void
 moved(PyG *to, M *mp)
 {
+    to->ts->thread_id = PyThread_get_thread_ident(); /* for sys._current_frames, and os.fork relies on it */
 #if PY_VERSION_HEX >= 0x030C0000
     bool bound = PyGILState_GetThisThreadState() == to->ts;
 #ifdef Py_DEBUG

@@ -59,11 +59,16 @@ round_up(size_t n, size_t to)
     return (n + to - 1) / to * to;
 }
 
+/* By setup.py: what CPython's recursion limits need depends on its version. */
+#ifndef GMP_PYTHON_STACK_KIB
+#define GMP_PYTHON_STACK_KIB 256
+#endif
+
 size_t
 stack_class_size(StackClass cls)
 {
     static const size_t sizes[STACK_CLASSES] = {SIZE_2K, (size_t)64 << 10, (size_t)256 << 10, (size_t)512 << 10,
-                                                (size_t)256 << 10};
+                                                (size_t)GMP_PYTHON_STACK_KIB << 10};
     size_t least = cls == STACK_2K ? 0 : 4 * sys_page_size();
 
     return sizes[cls] > least ? sizes[cls] : least;

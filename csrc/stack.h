@@ -16,9 +16,9 @@
 typedef enum StackClass {
     STACK_2K,     /* 2 KiB, two to a page, no guard page: a canary at the low end, to be checked at each switch */
     STACK_64K,    /* 64 KiB reserved, grown by page faults, guarded */
-    STACK_256K,   /* the same with 256 KiB: the default, and what python goroutines use */
+    STACK_256K,   /* the same with 256 KiB: the default */
     STACK_512K,   /* the same with 512 KiB: for code that recurses deeply in C */
-    STACK_PYTHON, /* python goroutines: 256 KiB, in slabs of their own, so that their Gs can be listed */
+    STACK_PYTHON, /* python goroutines, in slabs of their own, so that their Gs can be listed */
     STACK_CLASSES
 } StackClass;
 

@@ -9,6 +9,7 @@ import decimal
 import re
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -638,6 +639,18 @@ def test_current_frames_lists_goroutines_without_crashing() -> None:
     assert sys._current_frames()
     for g in gs:
         g.join()
+
+
+def test_current_frames_knows_the_running_goroutine() -> None:
+    """By the thread that it runs on now, not by the one where its thread state was made."""
+
+    def look() -> bool:
+        time.sleep(0.002)  # so that it goes on elsewhere than others
+        gmp.sleep(0.002)
+        frame = sys._current_frames().get(threading.get_ident())
+        return frame is not None
+
+    assert all(g.result() for g in [go(look) for _ in range(20)])
 
 
 def test_async_exception_does_not_reach_the_next_goroutine() -> None:
