@@ -651,15 +651,3 @@ def test_current_frames_knows_the_running_goroutine() -> None:
         return frame is not None
 
     assert all(g.result() for g in [go(look) for _ in range(20)])
-
-
-def test_async_exception_does_not_reach_the_next_goroutine() -> None:
-    import ctypes
-
-    def arm() -> None:
-        # for this very thread id: it hits this goroutine, or whichever other runs on the thread state; here, itself
-        n = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(None))
-        assert n >= 0
-
-    go(arm).join()
-    assert go(lambda: sum(range(1000))).result() == 499500
