@@ -65,6 +65,7 @@ void tstate_scrub(void);          /* its last: nothing of it may be visible to t
 bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
+void tstate_fork_id(bool before);
 void tstate_afterfork_child(PyG *self);
 
 /* ---- py_goroutine.c ---- */

@@ -997,6 +997,20 @@ py_stop_method(PyObject *module, PyObject *unused)
 /* fork: only the forking goroutine lives on in the child.  No lock is taken around it: whoever holds one of stack.c's has
  * the GIL, and the scheduler's lists are made anew. */
 static PyObject *
+py_before_fork(PyObject *module, PyObject *unused)
+{
+    tstate_fork_id(true);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+py_after_fork_parent(PyObject *module, PyObject *unused)
+{
+    tstate_fork_id(false);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 py_after_fork_child(PyObject *module, PyObject *unused)
 {
     lock_after_fork();
@@ -1047,6 +1061,8 @@ PyMethodDef goroutine_methods[] = {
     {"_goid", py_goid, METH_NOARGS,
      PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
+    {"_before_fork", py_before_fork, METH_NOARGS, NULL},
+    {"_after_fork_parent", py_after_fork_parent, METH_NOARGS, NULL},
     {"_after_fork_child", py_after_fork_child, METH_NOARGS, NULL},
     {"_stop", py_stop_method, METH_NOARGS, NULL},
     {0},

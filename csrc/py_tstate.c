@@ -97,6 +97,9 @@ tstate_new(PyG *pg)
     if (ts == NULL)
         return GMP_ENOMEM;
     pg->ts = ts;
+    /* No thread's: else PyThreadState_SetAsyncExc and sys._current_frames, asked about a thread, would hit a goroutine, perhaps
+     * a dead one, that was there once. */
+    ts->thread_id = (unsigned long)(uintptr_t)pg;
     install_root_chunk(pg);
 #if PY_VERSION_HEX >= 0x030E0000
     char *hi = (char *)pg;
@@ -124,7 +127,6 @@ tstate_new(PyG *pg)
 static inline void
 moved(PyG *to, M *mp)
 {
-    to->ts->thread_id = PyThread_get_thread_ident(); /* for sys._current_frames, and os.fork relies on it */
 #if PY_VERSION_HEX >= 0x030C0000
     bool bound = PyGILState_GetThisThreadState() == to->ts;
 #ifdef Py_DEBUG
@@ -452,6 +454,15 @@ tstate_forget(void)
         pg->ts->datastack_chunk = NULL;
         pg->ts->datastack_top = pg->ts->datastack_limit = NULL;
     }
+}
+
+/* os.fork relies on the id of the thread state that forks. */
+void
+tstate_fork_id(bool before)
+{
+    M *mp = getm();
+    if (mp != NULL && mp->curg->stack_lo != NULL)
+        PyThreadState_Get()->thread_id = before ? PyThread_get_thread_ident() : (unsigned long)(uintptr_t)mp->curg;
 }
 
 /* CPython has deleted all thread states but the forking one's, first chunks included as far as munmap let it. */

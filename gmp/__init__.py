@@ -93,7 +93,11 @@ _core._set_deadlock_check(_deadlock.check)
 _exit.register()
 _atexit.register(_core._stop)
 if hasattr(_os, "register_at_fork"):
-    _os.register_at_fork(after_in_child=_core._after_fork_child)
+    _os.register_at_fork(
+        before=_core._before_fork,
+        after_in_parent=_core._after_fork_parent,
+        after_in_child=_core._after_fork_child,
+    )
 
 
 def __getattr__(name: str) -> Any:

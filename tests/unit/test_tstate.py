@@ -9,7 +9,6 @@ import decimal
 import re
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -633,21 +632,63 @@ def test_traceback_outlives_its_goroutine() -> None:
         assert re.search(r"raise ValueError\(x\)", "".join(traceback.format_exception(e)))
 
 
-def test_current_frames_lists_goroutines_without_crashing() -> None:
-    gs = [go(turns) for _ in range(10)]
-    gmp.gosched()
-    assert sys._current_frames()
+def test_current_frames() -> None:
+    """A thread's entry is the thread's own frame, never that of a goroutine that was there; goroutines have their own."""
+    ch: Chan[None] = Chan()
+
+    def parked() -> None:
+        ch.recv()
+
+    def waiting() -> None:
+        stop.wait(20)
+
+    stop = threading.Event()
+    t = threading.Thread(target=waiting)
+    t.start()
+    gs = [go(parked) for _ in range(10)]
+    gmp.sleep(0.002)
+    frames = sys._current_frames()
+
+    def names(frame: object) -> list[str]:
+        return [s.name for s in traceback.extract_stack(frame)]  # type: ignore[arg-type]
+
+    if threading.get_ident() == threading.main_thread().ident:
+        assert frames[threading.get_ident()] is sys._getframe()
+    assert "waiting" in names(frames[t.ident])
+    assert sum("parked" in names(f) for f in frames.values()) == 10
+    stop.set()
+    t.join()
+    for _ in gs:
+        ch.send(None)
     for g in gs:
         g.join()
 
 
-def test_current_frames_knows_the_running_goroutine() -> None:
-    """By the thread that it runs on now, not by the one where its thread state was made."""
+def test_async_exception_for_a_thread_hits_that_thread() -> None:
+    import ctypes
 
-    def look() -> bool:
-        time.sleep(0.002)  # so that it goes on elsewhere than others
-        gmp.sleep(0.002)
-        frame = sys._current_frames().get(threading.get_ident())
-        return frame is not None
+    class Stop(Exception): ...
 
-    assert all(g.result() for g in [go(look) for _ in range(20)])
+    def target() -> None:
+        nonlocal hit
+        try:
+            inside.set()
+            while not done:
+                ch.send(1)
+                ch.recv()
+        except Stop:
+            hit = True
+
+    hit = done = False
+    ch: Chan[int] = Chan(1)
+    for g in [go(turns) for _ in range(100)]:
+        g.join()
+    inside = threading.Event()
+    t = threading.Thread(target=target)
+    t.start()
+    assert inside.wait(20)
+    n = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(t.ident), ctypes.py_object(Stop))
+    t.join(10)
+    done = True
+    assert (n, hit) == (1, True)
+    assert [g.result() for g in [go(lambda i=i: i) for i in range(200)]] == list(range(200))
