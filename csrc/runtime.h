@@ -282,6 +282,7 @@ struct Sched {
 };
 
 extern Sched scheds[SETS];
+extern M *allm; /* atomic head of the list of all Ms */
 
 /* ---- tls ---- */
 M *getm(void); /* the calling thread's M or NULL; never cached across a switch */
@@ -352,35 +353,6 @@ int timer_arm(Sched *sched, Timer *t, int64_t when, TimerFn fn, void *arg, uint3
 int gosleep(int64_t ns);
 
 #define STACK_KEEP (16 * 1024) /* a dead goroutine keeps this much of its stack resident */
-
-/* The main goroutine is ready, but its thread is taken by a goroutine that does not come back: let another thread go on
- * with the main thread's stack.  sysmon only. */
-bool rescue(Sched *sched);
-
-/* proc.c, for sysmon.c and timer.c */
-void wakep(Sched *sched);
-void handoffp(P *pp);
-void wake_sleeper(Sched *sched, int64_t when);
-int64_t earliest_timer(Sched *sched); /* ns, or 0 */
-static inline P *
-p_enter(M *mp)
-{
-    P *pp = mp->p;
-    if (GMP_LIKELY(pp != NULL)) {
-        /* Acquire pairs with the release of whoever had the P before: sysmon's CAS or p_exit. */
-        if (GMP_LIKELY(atomic_cas_acquire(&pp->owner, (uintptr_t)mp | P_RUNNING, (uintptr_t)mp)))
-            return pp;
-        mp->p = NULL;
-    }
-    return NULL;
-}
-
-static inline void
-p_exit(M *mp, P *pp)
-{
-    atomic_store_release(&pp->owner, (uintptr_t)mp | P_RUNNING); /* pairs with sysmon's CAS */
-}
-extern M *allm; /* atomic head of the list of all Ms */
 
 /* ---- runq.c ---- */
 void runqput(P *pp, G *gp, bool next);

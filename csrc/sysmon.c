@@ -12,6 +12,7 @@
  * for signals every SIGNAL_POLL_NS.
  */
 #include "netpoll.h"
+#include "proc.h"
 
 #ifndef FORCE_PREEMPT_NS
 #define FORCE_PREEMPT_NS (10 * 1000 * 1000)

@@ -1,0 +1,866 @@
+/* threads.c: Ms and Ps: starting, idling and waking OS threads, finding work for them; threads of other origin.
+ *
+ * Idling (the delicate dance, as in Go): an M that finds nothing gives up its P under Sched.lock having checked the global
+ * queue under that lock; stops spinning; then checks all queues once more.  Whoever makes a goroutine runnable puts it on
+ * a queue first and looks at npidle and nmspinning second.  One of the two sees the other.
+ *
+ * Timers: the M that goes idle last while a P is idle sleeps only until the next timer (Sched.sleeper).  Who adds an
+ * earlier timer without holding a P wakes it.
+ *
+ * Rejected: parking an adopted thread outright, its goroutines left to pool threads: a hop between threads (5 to 30 us) for
+ * each channel operation of the main program.  Taking a P under the GIL instead of by CAS: the same price on Python's side,
+ * and of no use to native goroutines.
+ */
+#include "netpoll.h"
+#include "proc.h"
+
+#include <stdio.h>
+
+Sched scheds[SETS];
+M *allm;
+
+static uint32_t next_mid;
+
+#define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
+
+/* ---- thread-local M ---- */
+
+#if defined(__linux__) && !defined(GMP_TLS_DYNAMIC)
+static __thread M *tls_m __attribute__((tls_model("initial-exec")));
+#else
+static __thread M *tls_m;
+#endif
+
+/* Not inlined: a goroutine may come back on another thread, so the address of tls_m must not be kept across a call. */
+GMP_NOINLINE M *
+getm(void)
+{
+    __asm__ volatile("" ::: "memory");
+    return tls_m;
+}
+
+static GMP_NOINLINE void
+setm(M *mp)
+{
+    tls_m = mp;
+    __asm__ volatile("" ::: "memory");
+}
+
+/* ---- idle Ps and Ms (Sched.lock) ---- */
+
+static uint32_t polled; /* atomic: some M waits in the net poller, or is about to */
+
+/* Wakes an M that was taken off the idle list. */
+void
+wakem(M *mp)
+{
+    note_wakeup(&mp->park);
+    /* stopm sets polling before it looks at the note for the last time. */
+    if (atomic_load(&mp->polling))
+        netpoll_break();
+}
+
+static void
+pidleput(Sched *sched, P *pp)
+{
+    pp->link = sched->pidle;
+    sched->pidle = pp;
+    atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the store in pidleget's caller, ordered by the lock */
+    atomic_store(&sched->npidle, sched->npidle + 1);
+}
+
+P *
+pidleget(Sched *sched, M *owner)
+{
+    P *pp = sched->pidle;
+    if (pp == NULL)
+        return NULL;
+    sched->pidle = pp->link;
+    atomic_store(&sched->npidle, sched->npidle - 1);
+    atomic_store_release(&pp->owner, (uintptr_t)owner); /* as above */
+    sysmon_wake();
+    return pp;
+}
+
+static void
+midleput(Sched *sched, M *mp)
+{
+    mp->link = sched->midle;
+    sched->midle = mp;
+    mp->idle = true;
+    atomic_store(&sched->nmidle, sched->nmidle + 1);
+}
+
+void
+midleremove(Sched *sched, M *mp)
+{
+    M **link = &sched->midle;
+    while (*link != mp)
+        link = &(*link)->link;
+    *link = mp->link;
+    mp->idle = false;
+    atomic_store(&sched->nmidle, sched->nmidle - 1);
+    if (sched->sleeper == mp)
+        sched->sleeper = NULL;
+}
+
+/* An idle pool M, else an idle adopted one: a thread that comes back from its wait should not find a lodger on it.  Not one
+ * that takes no lodgers at all. */
+static M *
+midleget(Sched *sched)
+{
+    M *mp = sched->midle;
+    while (mp != NULL && !mp->ispool)
+        mp = mp->link;
+    for (M *other = sched->midle; mp == NULL && other != NULL; other = other->link)
+        if (!other->picky)
+            mp = other;
+    if (mp != NULL)
+        midleremove(sched, mp);
+    return mp;
+}
+
+/* ---- Ms ---- */
+
+static void sched_loop(M *mp);
+
+static void
+mstart(void *arg)
+{
+    M *mp = arg;
+    setm(mp);
+    mp->tid = sys_thread_id();
+    mp->sigstack = sys_sigstack_install();
+    gobuf_init_thread(&mp->g0);
+    sched_loop(mp);
+}
+
+static M *
+mnew(Sched *sched)
+{
+    /* Reuse the M of an adopted thread that has ended; Ms are never freed, so that the list can be read without a lock. */
+    for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink)
+        if (atomic_load_relaxed(&mp->dead) && mp->set == sched && atomic_cas(&mp->dead, true, false))
+            return mp;
+    M *mp = calloc(1, sizeof *mp);
+    if (mp == NULL)
+        return NULL;
+    mp->set = sched;
+    mp->id = atomic_xadd_relaxed(&next_mid, 1u);
+    M *head;
+    do {
+        head = atomic_load(&allm);
+        mp->alllink = head;
+    } while (!atomic_cas(&allm, head, mp));
+    return mp;
+}
+
+static void
+mretire(M *mp)
+{
+    atomic_store(&mp->dead, true);
+}
+
+/* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
+ * counted a spinning M in.  False when no thread could be had.  Go: runtime.startm */
+static bool
+startm(Sched *sched, P *pp, bool spinning)
+{
+    mutex_lock(&sched->lock);
+    if (sched->stopping) {
+        mutex_unlock(&sched->lock);
+        return true;
+    }
+    if (pp == NULL) {
+        pp = sched->pidle;
+        if (pp == NULL) {
+            mutex_unlock(&sched->lock);
+            if (spinning)
+                atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+            return true;
+        }
+        pidleget(sched, NULL);
+    }
+    M *mp = midleget(sched);
+    if (mp != NULL) {
+        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by the note */
+        mp->nextp = pp;
+        mp->wakespinning = spinning;
+        mutex_unlock(&sched->lock);
+        wakem(mp);
+        return true;
+    }
+    bool room = sched->npool < MAX_THREADS;
+    if (room) {
+        sched->nm++;
+        sched->npool++;
+    }
+    mutex_unlock(&sched->lock);
+    int err = GMP_EAGAIN;
+    if (room && (mp = mnew(sched)) != NULL) {
+        mp->ispool = true;
+        mp->picky = false;
+        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
+        mp->nextp = pp;
+        mp->wakespinning = spinning;
+        char name[16];
+        snprintf(name, sizeof name, "gmp-m%u", mp->id);
+        err = sys_thread_start(mstart, mp, name, true);
+        if (err == GMP_OK)
+            return true;
+        mp->nextp = NULL;
+        mp->ispool = false;
+        mretire(mp);
+    }
+    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
+    mutex_lock(&sched->lock);
+    if (room) {
+        sched->nm--;
+        sched->npool--;
+    }
+    pidleput(sched, pp);
+    bool nobody = sched->nm == 0;
+    mutex_unlock(&sched->lock);
+    if (spinning)
+        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    static uint32_t warned;
+    if (atomic_cas(&warned, 0u, 1u)) {
+        char msg[160];
+        int n = snprintf(msg, sizeof msg,
+                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
+                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
+        fwrite(msg, 1, (size_t)n, stderr);
+    }
+    return false;
+}
+
+/* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
+void
+wakep(Sched *sched)
+{
+    if (atomic_load(&sched->npidle) == 0)
+        return;
+    /* Be conservative about spinning threads: at most one is on its way. */
+    if (atomic_load_relaxed(&sched->nmspinning) != 0 || !atomic_cas(&sched->nmspinning, 0u, 1u))
+        return;
+    startm(sched, NULL, true);
+}
+
+int64_t
+earliest_timer(Sched *sched)
+{
+    int64_t least = 0;
+    for (uint32_t i = 0; i < sched->np; i++) {
+        int64_t next = atomic_load(&sched->allp[i]->timers.next);
+        if (next != 0 && (least == 0 || next < least))
+            least = next;
+    }
+    return least;
+}
+
+/* A timer for `when` was added, or a P with timers was given up: whoever sleeps must not oversleep it.
+ * Go: runtime.wakeNetPoller */
+void
+wake_sleeper(Sched *sched, int64_t when)
+{
+    mutex_lock(&sched->lock);
+    M *mp = sched->sleeper;
+    if (mp != NULL && sched->sleepuntil > when) {
+        midleremove(sched, mp);
+        mutex_unlock(&sched->lock);
+        wakem(mp);
+        return;
+    }
+    bool start = mp == NULL && sched->npidle != 0;
+    mutex_unlock(&sched->lock);
+    if (start)
+        startm(sched, NULL, false);
+}
+
+/* pp was taken from its M (owner is 0): give it to another, or to the idle list.  Go: runtime.handoffp */
+void
+handoffp(P *pp)
+{
+    Sched *sched = pp->set;
+    if (!runqempty(pp) || atomic_load(&sched->runq.n) != 0) {
+        startm(sched, pp, false);
+        return;
+    }
+    /* Nobody is idle and nobody looks for work: there may be some to steal. */
+    if (sched->np > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
+        atomic_cas(&sched->nmspinning, 0u, 1u)) {
+        startm(sched, pp, true);
+        return;
+    }
+    mutex_lock(&sched->lock);
+    if (sched->runq.n != 0) {
+        mutex_unlock(&sched->lock);
+        startm(sched, pp, false);
+        return;
+    }
+    pidleput(sched, pp);
+    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->cls->idle != NULL;
+    mutex_unlock(&sched->lock);
+    int64_t next = earliest_timer(sched);
+    if (next != 0)
+        wake_sleeper(sched, next);
+    else if (all_idle)
+        startm(sched, NULL, false); /* they went to sleep while pp was on its way: one has to ask again in stopm */
+    else if (netpoll_waiters() != 0 && !atomic_load(&polled))
+        startm(sched, NULL, false); /* somebody has to poll */
+}
+
+/* ---- g0: finding work ---- */
+
+static void
+stop_spinning(M *mp)
+{
+    if (mp->spinning) {
+        mp->spinning = false;
+        uint32_t n = atomic_xadd(&mp->set->nmspinning, (uint32_t)-1);
+        GMP_CHECK(n != 0);
+    }
+}
+
+/* The last spinner that finds work lets another one look: there may be more.  Go: runtime.resetspinning */
+static void
+resetspinning(M *mp)
+{
+    if (mp->spinning) {
+        stop_spinning(mp);
+        wakep(mp->set);
+    }
+}
+
+/* gp may run on its own thread only, which is not this one: hand it over, with the P if that thread is idle.
+ * Go: runtime.startlockedm */
+static void
+startlockedm(M *mp, G *gp)
+{
+    Sched *sched = mp->set;
+    M *lm = gp->lockedm;
+    resetspinning(mp); /* it may be left without a P, and go to sleep */
+    mutex_lock(&sched->lock);
+    if (lm->idle) {
+        P *pp = mp->p;
+        midleremove(sched, lm);
+        lm->nextg = gp;
+        if (pp != NULL) {
+            mp->p = NULL;
+            atomic_store_release(&pp->owner, (uintptr_t)lm); /* handed over by the note */
+            lm->nextp = pp;
+        }
+        else {
+            lm->nextp = pidleget(sched, lm);
+        }
+        lm->wakespinning = false;
+        mutex_unlock(&sched->lock);
+        wakem(lm);
+        return;
+    }
+    atomic_store(&lm->readylocked, gp);
+    mutex_unlock(&sched->lock);
+    sysmon_wake();
+}
+
+bool
+rescue(Sched *sched)
+{
+    M *mp = sched->mainm;
+    G *gp = atomic_load(&mp->readylocked);
+    if (gp == NULL || !gp->interruptible)
+        return false;
+    mutex_lock(&sched->lock);
+    gp = atomic_xchg(&mp->readylocked, (G *)NULL);
+    if (gp != NULL) {
+        gp->lockedm = NULL;
+        mp->thread_g = NULL;
+        globrunqput(sched, gp);
+    }
+    mutex_unlock(&sched->lock);
+    if (gp != NULL)
+        wakep(sched);
+    return gp != NULL;
+}
+
+/* The main goroutine parks on another thread than its own, after a rescue: if its own is free again, it goes on there. */
+void
+go_home(Sched *sched, M *mp, G *gp)
+{
+    M *home = sched->mainm;
+    mutex_lock(&sched->lock);
+    if (home != NULL && gp->interruptible && (home->idle || home == mp)) {
+        gp->lockedm = home;
+        home->thread_g = gp;
+    }
+    mutex_unlock(&sched->lock);
+}
+
+/* Go: runtime.stealWork; differs: no timers are stolen, the sleeper sees them all. */
+static G *
+stealwork(M *mp, P *pp)
+{
+    Sched *sched = mp->set;
+    if (sched->np == 1)
+        return NULL;
+    if (!mp->spinning) {
+        /* At most half of the busy Ps are looked through by spinners. */
+        if (2 * atomic_load(&sched->nmspinning) >= sched->np - atomic_load(&sched->npidle))
+            return NULL;
+        mp->spinning = true;
+        atomic_xadd(&sched->nmspinning, 1u);
+    }
+    for (int pass = 0; pass < 4; pass++) {
+        uint32_t start = cheaprand();
+        for (uint32_t i = 0; i < sched->np; i++) {
+            P *victim = sched->allp[(start + i) % sched->np];
+            if (victim == pp)
+                continue;
+            G *gp = runqsteal(pp, victim, pass == 3);
+            if (gp != NULL)
+                return gp;
+        }
+    }
+    return NULL;
+}
+
+/* Is there something for an M that has just given up its P?  The second half of the dance. */
+static bool
+work_left(Sched *sched)
+{
+    if (atomic_load(&sched->runq.n) != 0)
+        return true;
+    for (uint32_t i = 0; sched->np > 1 && i < sched->np; i++)
+        if (!runqempty(sched->allp[i]))
+            return true;
+    return false;
+}
+
+/* Sleeps in the net poller instead of on the note.  True when someone woke this M.  When descriptors are ready it takes itself
+ * off the idle list, with a P if one is idle, to run their goroutines itself.  Go: the end of runtime.findrunnable */
+static bool
+poll_sleep(M *mp, int64_t timeout, bool *left)
+{
+    Sched *sched = mp->set;
+    int64_t deadline = timeout < 0 ? 0 : nanotime() + timeout;
+    G *list = NULL;
+    bool signals = sched->cls->poll_signals != NULL && !sched->stopping;
+    if (signals && mp == sched->mainm)
+        sched->cls->poll_signals(); /* one came while this thread ran a goroutine */
+    atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
+    while (!note_sleep(&mp->park, 0)) {
+        bool signalled = false;
+        list = netpoll(timeout, &signalled);
+        if (list != NULL)
+            break;
+        if (signalled && signals)
+            sched->cls->poll_signals();
+        if (timeout >= 0 && (timeout = deadline - nanotime()) <= 0)
+            break;
+    }
+    atomic_store(&mp->polling, 0u);
+    if (list != NULL) {
+        mutex_lock(&sched->lock);
+        if (mp->idle) {
+            midleremove(sched, mp);
+            *left = true;
+            mp->p = pidleget(sched, mp);
+        }
+        mutex_unlock(&sched->lock);
+        injectglist(list);
+    }
+    return note_sleep(&mp->park, 0);
+}
+
+static void
+disturbed(void *sched)
+{
+    ((Sched *)sched)->cls->poll_signals();
+}
+
+/* Sleeps until someone hands over a P or a goroutine, or the next timer is due.  The M has no P.  Go: runtime.stopm */
+static void
+stopm(M *mp)
+{
+    Sched *sched = mp->set;
+    int64_t timeout = -1;
+    mutex_lock(&sched->lock);
+    if (mp->readylocked != NULL || (sched->npidle != 0 && sched->runq.n != 0 && !sched->stopping)) {
+        mutex_unlock(&sched->lock);
+        return;
+    }
+    midleput(sched, mp);
+    bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
+    if (sched->npidle != sched->np)
+        all_idle = false; /* a P is on its way from one M to another, perhaps with goroutines in its queue */
+    if (sched->npidle != 0 && !sched->stopping) {
+        int64_t when = earliest_timer(sched);
+        if (when != 0 && (sched->sleeper == NULL || sched->sleepuntil > when)) {
+            int64_t now = nanotime();
+            timeout = when > now ? when - now : 0;
+            sched->sleeper = mp;
+            sched->sleepuntil = when;
+            all_idle = false;
+        }
+    }
+    mutex_unlock(&sched->lock);
+    if (all_idle && sched->cls->idle != NULL) {
+        int64_t again = sched->cls->idle(sched);
+        if (again > 0)
+            timeout = again;
+    }
+    bool woken, left = false;
+    if (netpoll_waiters() != 0 && atomic_cas(&polled, 0u, 1u)) {
+        woken = poll_sleep(mp, timeout, &left);
+        atomic_store(&polled, 0u);
+    }
+    else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
+        sched->cls->poll_signals();
+        woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
+    }
+    else {
+        woken = note_sleep(&mp->park, timeout);
+    }
+    mutex_lock(&sched->lock);
+    if (!woken && !left && !mp->idle) {
+        /* Someone took this M off the list as the time ran out; the wake-up is on its way. */
+        mutex_unlock(&sched->lock);
+        note_sleep(&mp->park, -1);
+        mutex_lock(&sched->lock);
+    }
+    if (mp->idle)
+        midleremove(sched, mp);
+    note_clear(&mp->park);
+    mutex_unlock(&sched->lock);
+    if (mp->nextp != NULL) {
+        mp->p = mp->nextp;
+        mp->nextp = NULL;
+        mp->spinning = mp->wakespinning;
+        mp->wakespinning = false;
+    }
+}
+
+/* Finds a goroutine to run, sleeping if need be.  On g0, with a P held in the scheduler, or none.  The result may be this
+ * thread's own goroutine without a P.  Go: runtime.findrunnable */
+static G *
+findrunnable(M *mp)
+{
+    Sched *sched = mp->set;
+    for (;;) {
+        if (mp->nextp != NULL) { /* a new thread's first P */
+            mp->p = mp->nextp;
+            mp->nextp = NULL;
+            mp->spinning = mp->wakespinning;
+            mp->wakespinning = false;
+        }
+        G *gp = mp->nextg;
+        if (gp != NULL) {
+            mp->nextg = NULL;
+            return gp;
+        }
+        if (atomic_load(&sched->stopping)) {
+            stop_spinning(mp);
+            mp->p = NULL;
+            stopm(mp);
+            continue;
+        }
+        if (atomic_load_relaxed(&mp->readylocked) != NULL && (gp = atomic_xchg(&mp->readylocked, (G *)NULL)) != NULL) {
+            int64_t when = mp->p == NULL ? earliest_timer(sched) : 0;
+            if (when != 0) /* whoever parked here with a timeout counted on this M */
+                wake_sleeper(sched, when);
+            return gp;
+        }
+        P *pp = mp->p;
+        if (pp == NULL) {
+            mutex_lock(&sched->lock);
+            pp = pidleget(sched, mp);
+            mutex_unlock(&sched->lock);
+            if (pp == NULL) {
+                stopm(mp);
+                continue;
+            }
+            mp->p = pp;
+        }
+        for (uint32_t i = 0; i < sched->np; i++) /* an idle P's timers are everybody's */
+            if (atomic_load(&sched->allp[i]->timers.next) != 0)
+                timers_run(&sched->allp[i]->timers, nanotime());
+        if ((gp = fair_turn(sched, pp)) != NULL)
+            return gp;
+        if ((gp = runqget(pp)) != NULL)
+            return gp;
+        if (atomic_load(&sched->runq.n) != 0) {
+            mutex_lock(&sched->lock);
+            gp = globrunqget(sched, pp, 0);
+            mutex_unlock(&sched->lock);
+            if (gp != NULL)
+                return gp;
+        }
+        if (netpoll_waiters() != 0) {
+            G *list = netpoll(0, NULL);
+            if (list != NULL) {
+                injectglist(list);
+                continue;
+            }
+        }
+        if ((gp = stealwork(mp, pp)) != NULL)
+            return gp;
+        /* Someone without a P may be about to hand something over: sleeping and being woken costs more than a short look. */
+        bool again = false;
+        for (int i = 0; i < SPIN_ROUNDS && !again; i++) {
+            for (int j = 0; j < 10; j++)
+                cpu_relax();
+            again = atomic_load_relaxed(&sched->runq.n) != 0 || atomic_load_relaxed(&mp->readylocked) != NULL;
+        }
+        if (again)
+            continue;
+        mutex_lock(&sched->lock);
+        if (sched->runq.n != 0 || mp->readylocked != NULL || sched->stopping) {
+            mutex_unlock(&sched->lock);
+            continue;
+        }
+        mp->p = NULL;
+        pidleput(sched, pp);
+        mutex_unlock(&sched->lock);
+        stop_spinning(mp);
+        if (work_left(sched))
+            continue; /* takes an idle P again, if there is one */
+        stopm(mp);
+    }
+}
+
+/* Runs gp on this thread, with or without a P.  On g0; returns when something switches back to g0.  Go: runtime.execute */
+static void
+execute(M *mp, G *gp)
+{
+    P *pp = mp->p;
+    resetspinning(mp);
+    atomic_store_relaxed(&mp->curg, gp);
+    gp->m = mp;
+    set_status(gp, G_RUNNABLE, G_RUNNING);
+    if (pp != NULL)
+        stat_add(&pp->schedtick, 1);
+    if (gp->cls->resume != NULL)
+        gp->cls->resume(gp);
+    gp->lastm = mp;
+    if (pp != NULL)
+        p_exit(mp, pp);
+    gobuf_switch(&mp->g0, &gp->sched, false);
+}
+
+/* This thread runs no goroutine but its own: another one, that blocks on it, might wait for just this thread (join it).
+ * Found work goes to another M, with the P. */
+static void
+pass_on(M *mp, G *gp)
+{
+    Sched *sched = mp->set;
+    P *pp = mp->p;
+    stop_spinning(mp);
+    if (pp == NULL) {
+        mutex_lock(&sched->lock);
+        globrunqput(sched, gp);
+        mutex_unlock(&sched->lock);
+        wakep(sched);
+        return;
+    }
+    runqput(pp, gp, true);
+    mp->p = NULL;
+    atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
+    if (!startm(sched, pp, false))
+        mp->picky = false; /* better so than not at all */
+}
+
+/* g0's loop; never returns.  On a pool thread it is the thread's own stack, on an adopted one a slab stack. */
+static void
+sched_loop(M *mp)
+{
+    for (;;) {
+        G *prev = mp->prev;
+        if (prev != NULL) {
+            const Class *cls = prev->cls;
+            commit(mp);
+            if (cls->suspend != NULL)
+                cls->suspend(prev);
+        }
+        G *gp = findrunnable(mp);
+        gp = unqueued(mp->set, mp->p, gp);
+        if (gp->lockedm != NULL && gp->lockedm != mp)
+            startlockedm(mp, gp);
+        else if (gp->lockedm != mp && mp->picky)
+            pass_on(mp, gp);
+        else
+            execute(mp, gp);
+    }
+}
+
+static void
+g0_entry(void *arg)
+{
+    gobuf_entered();
+    sched_loop(arg);
+}
+
+/* ---- threads of other origin ---- */
+
+M *
+adopt_thread(Sched *sched, G *thread_g)
+{
+    if (gcount(sched) < 0)
+        return NULL;
+    M *mp = mnew(sched);
+    if (mp == NULL)
+        return NULL;
+    if (mp->g0stack == NULL) {
+        mp->g0stack = stack_alloc(STACK_64K);
+        if (mp->g0stack == NULL) {
+            mretire(mp);
+            return NULL;
+        }
+    }
+    size_t size = stack_class_size(STACK_64K);
+    gobuf_set_stack(&mp->g0, mp->g0stack, size);
+    gobuf_init(&mp->g0, (char *)mp->g0stack + size, g0_entry, mp);
+    mp->sigstack = sys_sigstack_install();
+    mp->ispool = false;
+    mp->picky = sched->cls->own_threads;
+    mp->tid = sys_thread_id();
+    mp->thread_g = thread_g;
+    thread_g->set = sched;
+    thread_g->m = mp;
+    thread_g->lastm = mp;
+    thread_g->lockedm = mp;
+    thread_g->parkseq |= 1; /* it goes on where it was: a late timer may still hold an old one */
+    thread_g->status = G_RUNNING;
+    thread_g->goid = goid_next(NULL);
+    gobuf_init_thread(&thread_g->sched);
+    atomic_store_relaxed(&mp->curg, thread_g);
+    mutex_lock(&sched->lock);
+    sched->nm++;
+    mutex_unlock(&sched->lock);
+    setm(mp);
+    return mp;
+}
+
+void
+disown_thread(M *mp)
+{
+    Sched *sched = mp->set;
+    GMP_CHECK(mp == getm() && mp->curg == mp->thread_g);
+    P *pp = p_enter(mp);
+    mp->p = NULL;
+    if (pp != NULL) {
+        atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire in p_enter */
+        handoffp(pp);
+    }
+    mutex_lock(&sched->lock);
+    sched->nm--;
+    sched->ngs--;
+    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL && sched->cls->idle != NULL;
+    mutex_unlock(&sched->lock);
+    sys_sigstack_free(mp->sigstack);
+    mp->sigstack = NULL;
+    mp->thread_g = NULL;
+    atomic_store_relaxed(&mp->curg, (G *)NULL);
+    setm(NULL);
+    gobuf_destroy(&mp->g0);
+    mretire(mp);
+    if (all_idle)
+        startm(sched, NULL, false); /* to ask Class.idle */
+}
+
+/* ---- start and end ---- */
+
+int
+schedinit(int set, const Class *cls, uint32_t nprocs)
+{
+    Sched *sched = &scheds[set];
+    if (sched->np != 0)
+        return GMP_OK;
+    if (nprocs == 0 || nprocs > MAX_PROCS)
+        return GMP_EINVAL;
+    for (uint32_t i = 0; i < nprocs; i++) {
+        P *pp = aligned_alloc(GMP_CACHELINE, sizeof(P));
+        if (pp == NULL) {
+            while (i-- > 0)
+                free(sched->allp[i]);
+            return GMP_ENOMEM;
+        }
+        memset(pp, 0, sizeof *pp);
+        pp->id = i;
+        pp->set = sched;
+        sched->allp[i] = pp;
+    }
+    sched->cls = cls;
+    sched->set = set;
+    mutex_lock(&sched->lock);
+    for (uint32_t i = nprocs; i-- > 0;)
+        pidleput(sched, sched->allp[i]);
+    atomic_store(&sched->np, nprocs);
+    mutex_unlock(&sched->lock);
+    sysmon_start();
+    return GMP_OK;
+}
+
+void
+sched_stop(Sched *sched)
+{
+    mutex_lock(&sched->lock);
+    atomic_store(&sched->stopping, true);
+    mutex_unlock(&sched->lock);
+}
+
+void
+sched_afterfork_child(Sched *sched)
+{
+    M *self = getm();
+    if (sched->np == 0)
+        return;
+    for (M *mp = allm; mp != NULL; mp = mp->alllink)
+        if (mp->set == sched && mp != self) {
+            M *link = mp->alllink;
+            uint32_t id = mp->id;
+            memset(mp, 0, sizeof *mp);
+            mp->alllink = link;
+            mp->id = id;
+            mp->set = sched;
+            mp->dead = true;
+        }
+    sched->lock = (Mutex){0};
+    polled = 0;
+    sched->runq.n = 0;
+    sched->runq.head = 0;
+    sched->midle = NULL;
+    sched->nmidle = sched->nmspinning = 0;
+    sched->sleeper = NULL;
+    sched->pidle = NULL;
+    sched->npidle = 0;
+    sched->npool = 0;
+    sched->nm = self != NULL && self->set == sched ? 1 : 0;
+    sched->mainm = NULL;
+    sched->nslots = sched->npending = 0;
+    sched->ngfree = 0; /* their interpreter state went with the fork */
+    sched->gdelta = 0;
+    bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
+    for (uint32_t i = sched->np; i-- > 0;) {
+        P *pp = sched->allp[i];
+        pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
+        pp->runqhead = pp->runqtail = 0;
+        pp->runnext = NULL;
+        pp->ngfree = 0;
+        pp->gdelta = 0;
+        pidleput(sched, pp);
+    }
+    if (goroutine)
+        sched->gdelta = 1;
+    if (sched->nm) {
+        self->p = NULL;
+        self->spinning = false;
+        self->readylocked = NULL;
+        self->nextp = NULL;
+        self->nextg = NULL;
+        self->idle = false;
+        self->tid = sys_thread_id();
+        if (goroutine) { /* the forking goroutine goes on; whose thread it is does not matter any more */
+            self->thread_g = NULL;
+        }
+    }
+}
