@@ -60,7 +60,7 @@ netpoll_seen(PollDesc *pd, PollMode mode)
 /* Deadline of a direction, nanotime; 0 none; in the past: at once.  Go: pollSetDeadline */
 int netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when);
 
-/* ---- for proc.c and sysmon.c ---- */
+/* ---- for threads.c and sysmon.c ---- */
 uint32_t netpoll_waiters(void); /* goroutines parked in netpoll_wait */
 /* Looks what is ready, waiting up to delay ns for it (negative for ever, 0 not): one thread at a time may wait.  Returns the
  * goroutines, linked; the caller makes them runnable (injectglist).  Go: runtime.netpoll */
