@@ -1,6 +1,7 @@
 /* py_gmp.h: the CPython glue: a python goroutine is a G and a PyThreadState.
  *
  *   py_tstate.c     the only file that touches private fields of CPython
+ *   py_current.c    where CPython keeps the current thread state of a thread
  *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
  *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
  *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
@@ -67,6 +68,16 @@ void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
 void tstate_fork_id(bool before);
 void tstate_afterfork_child(PyG *self);
+
+/* ---- py_current.c ---- */
+#if PY_VERSION_HEX < 0x030F0000
+#define PY_CURRENT_WORDS 1 /* the current thread state */
+#else
+#define PY_CURRENT_WORDS 2 /* and the one of PyGILState_* */
+#endif
+void current_init(void);
+void current_find(M *mp, PyThreadState *ts); /* sets mp->tls, on its thread, attached as ts */
+bool current_found(void);
 
 /* ---- py_goroutine.c ---- */
 struct Goroutine {

@@ -781,6 +781,7 @@ py_self_slow(void)
             return NULL;
         }
         sys_at_thread_exit(thread_ended, mp);
+        current_find(mp, PyThreadState_Get());
         if (py_main == NULL && tstate_is_main_thread()) {
             pg->g.interruptible = true;
             py_main = pg;

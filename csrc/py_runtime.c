@@ -87,12 +87,13 @@ py_stats(PyObject *module, PyObject *unused)
         queued += runqlen(sched->allp[i]);
         timers += atomic_load_relaxed(&sched->allp[i]->timers.len);
     }
-    return Py_BuildValue("{sLsIsIsIsKsKsKsKsnsnsnsnss}", "goroutines", (long long)num_goroutine(sched) + 1, "procs",
+    return Py_BuildValue("{sLsIsIsIsKsKsKsKsnsnsnsnsssO}", "goroutines", (long long)num_goroutine(sched) + 1, "procs",
                          sched->np, "threads", sched->nm, "idle_threads", sched->nmidle, "runnable", queued, "timers",
                          timers, "switches", ticks, "handoffs", (unsigned long long)sched->nhandoff, "stacks",
                          (Py_ssize_t)st.carved, "stacks_in_use", (Py_ssize_t)st.in_use, "stacks_unguarded",
                          (Py_ssize_t)st.unguarded, "stack_bytes", (Py_ssize_t)stack_class_size(sched->cls->stack),
-                         "guards", stack_guard_name());
+                         "guards", stack_guard_name(), "switch_keeps_gil",
+                         PY_VERSION_HEX < 0x030C0000 || current_found() ? Py_True : Py_False);
 }
 
 PyMethodDef runtime_methods[] = {

@@ -6,8 +6,8 @@
  * Facts relied upon, per version:
  *   3.11  PyThreadState_Swap neither drops the GIL nor tells PyGILState_*: its TSS key is set on every switch.
  *   3.12+ PyThreadState_Swap drops and takes the GIL, and binds the key itself, unless ts->_status.bound_gilstate says that
- *         it is bound.  That flag is about the thread ts ran on last, so it is corrected when ts has moved; debug builds
- *         assert that it is not cleared while this thread's key does name ts.
+ *         it is bound.  That flag is about the thread ts ran on last, so it is corrected when ts has moved.
+ *         swap_keeping_gil does the same without the GIL's part, where CPython's pointer was found (py_current.c).
  *   3.11  C and Python calls share one recursion counter; 3.12, 3.13 count C calls alone; 3.14+ look at the stack pointer.
  *   All   a frame chunk whose first slot is skipped is never popped, so the first chunk may lie inside our own page.
  * Thread states are kept for ever (with their goroutines): 3.12+ writes to the one that a thread's key named last.
@@ -17,11 +17,11 @@
 #include <Python.h>
 
 #include "internal/pycore_runtime.h"
+#include "internal/pycore_ceval.h"
+#include "internal/pycore_interp.h"
+#include "internal/pycore_pystate.h"
 #if PY_VERSION_HEX < 0x030C0000
 #include "internal/pycore_frame.h"
-#include "internal/pycore_interp.h"
-#elif PY_VERSION_HEX < 0x030D0000
-#include "internal/pycore_interp.h"
 #endif
 
 #include "py_gmp.h"
@@ -119,31 +119,59 @@ tstate_new(PyG *pg)
 
 /* ---- switching ---- */
 
+#if PY_VERSION_HEX >= 0x030F0000
+/* PyGILState_* has a thread-local variable. */
+#define BIND_KEY(ts, mp) (*(mp)->tls[1] = (ts))
+#else
 #if PY_VERSION_HEX < 0x030C0000
-#define BIND_KEY(ts) PyThread_tss_set(&_PyRuntime.gilstate.autoTSSkey, (ts))
+#define GILSTATE_KEY _PyRuntime.gilstate.autoTSSkey
+#else
+#define GILSTATE_KEY _PyRuntime.autoTSSkey
+#endif
+#define BIND_KEY(ts, mp) PyThread_tss_set(&GILSTATE_KEY, (ts))
 #endif
 
-/* Before an attach on mp, without the GIL. */
+#ifndef Py_DEBUG
+
+/* After an attach: PyGILState_* has to find this thread state.  From 3.12 on CPython has seen to it, unless it believes that
+ * it was bound already, on another thread. */
 static inline void
-moved(PyG *to, M *mp)
+bind_here(PyG *to, M *mp)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    BIND_KEY(to->ts, mp);
+#else
+    if (GMP_LIKELY(PyGILState_GetThisThreadState() == to->ts))
+        return;
+    to->ts->_status.bound_gilstate = 0;
+    PyThreadState_Swap(PyThreadState_Swap(NULL)); /* binds it */
+#endif
+}
+#define before_attach(to, mp) ((void)0)
+
+#else
+
+/* Debug builds assert that a thread state is not bound where the key does not name it, and the other way round. */
+static inline void
+before_attach(PyG *to, M *mp)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     bool bound = PyGILState_GetThisThreadState() == to->ts;
-#ifdef Py_DEBUG
-    atomic_store(&to->bound, bound); /* in this order: see bound_here */
+    atomic_store(&to->bound, bound); /* in this order: see bind_here */
     atomic_store(&to->g.lastm, mp);
-#endif
     to->ts->_status.bound_gilstate = bound;
 #endif
     (void)to, (void)mp;
 }
 
 /* Binding a thread's key to `to` also clears bound_gilstate of the one that it named before.  When that one has moved since
- * and is bound where it is now, this is wrong; harmless, but for an assertion of debug builds.  After an attach, with the GIL. */
+ * and is bound where it is now, this is wrong; harmless, but for an assertion.  After an attach, with the GIL. */
 static inline void
-bound_here(PyG *to, M *mp)
+bind_here(PyG *to, M *mp)
 {
-#if PY_VERSION_HEX >= 0x030C0000 && defined(Py_DEBUG)
+#if PY_VERSION_HEX < 0x030C0000
+    BIND_KEY(to->ts, mp);
+#else
     static __thread PyG *last;
     to->bound = true;
     if (last != NULL && last != to && last->ts != NULL) {
@@ -154,7 +182,54 @@ bound_here(PyG *to, M *mp)
     }
     last = to->g.stack_lo != NULL || to == py_main ? to : NULL; /* another adopted thread's stand-in may be freed */
 #endif
-    (void)to, (void)mp;
+    (void)mp;
+}
+
+#endif
+
+/* The switch from one thread state to another as PyThreadState_Swap does it, but for the GIL, which stays with this thread.
+ * False when somebody has asked for the GIL, or something else is to be done that CPython does as it takes it. */
+static inline bool
+swap_keeping_gil(PyThreadState *from, PyThreadState *to, M *mp)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    PyThreadState_Swap(to); /* does just this */
+    BIND_KEY(to, mp);
+    return true;
+#elif defined(Py_DEBUG)
+    return false;
+#else
+    void **current = mp->tls[0];
+    if (GMP_UNLIKELY(current == NULL || *current != from))
+        return false;
+#if PY_VERSION_HEX < 0x030D0000
+    if (GMP_UNLIKELY(atomic_load_relaxed(&interp->ceval.gil_drop_request._value) != 0 || to->async_exc != NULL))
+        return false;
+    atomic_store_relaxed(&interp->ceval.gil->last_holder._value, (uintptr_t)to);
+#else
+    uintptr_t asked = atomic_load_relaxed(&from->eval_breaker) | atomic_load_relaxed(&to->eval_breaker);
+    if (GMP_UNLIKELY((asked & _PY_GIL_DROP_REQUEST_BIT) != 0 ||
+                     atomic_load_relaxed(&interp->ceval.pending.npending) != 0))
+        return false;
+    atomic_store_relaxed(&interp->ceval.gil->last_holder, to); /* whom the next one will ask for the GIL */
+    atomic_store_relaxed(&from->state, _Py_THREAD_DETACHED);
+    atomic_store_relaxed(&to->state, _Py_THREAD_ATTACHED);
+#if PY_VERSION_HEX < 0x030E0000
+    from->_status.holds_gil = 0;
+    to->_status.holds_gil = 1;
+#else
+    from->holds_gil = 0;
+    to->holds_gil = 1;
+#endif
+#endif
+    from->_status.active = 0;
+    from->_status.bound_gilstate = 0;
+    to->_status.active = 1;
+    to->_status.bound_gilstate = 1;
+    *current = to;
+    BIND_KEY(to, mp);
+    return true;
+#endif
 }
 
 /* CPython runs signal handlers in "the main thread": that is the one, if any, that runs the main goroutine now. */
@@ -169,17 +244,15 @@ set_signal_duty(bool on)
 void
 tstate_swap(PyG *from, PyG *to, M *mp)
 {
-    if (GMP_UNLIKELY(to->g.lastm != mp))
-        moved(to, mp);
     if (GMP_UNLIKELY(from == py_main))
         set_signal_duty(false);
     if (GMP_UNLIKELY(to == py_main))
         set_signal_duty(true);
-    PyThreadState_Swap(to->ts);
-    bound_here(to, mp);
-#if PY_VERSION_HEX < 0x030C0000
-    BIND_KEY(to->ts);
-#endif
+    if (GMP_UNLIKELY(!swap_keeping_gil(from->ts, to->ts, mp))) {
+        before_attach(to, mp);
+        PyThreadState_Swap(to->ts);
+        bind_here(to, mp);
+    }
 #if PY_VERSION_HEX < 0x030D0000
     /* A signal that came while another goroutine ran here: the eval loop was not told, as that one does not handle it. */
     if (GMP_UNLIKELY(to == py_main) && tstate_signal_pending())
@@ -191,15 +264,13 @@ tstate_swap(PyG *from, PyG *to, M *mp)
 void
 tstate_attach(PyG *to, M *mp)
 {
-    if (to->g.lastm != mp)
-        moved(to, mp);
     if (to == py_main)
         set_signal_duty(true);
-#if PY_VERSION_HEX < 0x030C0000
-    BIND_KEY(to->ts);
-#endif
+    before_attach(to, mp);
     PyEval_RestoreThread(to->ts);
-    bound_here(to, mp);
+    if (GMP_UNLIKELY(mp->tls[0] == NULL))
+        current_find(mp, to->ts);
+    bind_here(to, mp);
 }
 
 void
@@ -430,6 +501,7 @@ tstate_init(void)
     for (PyThreadState *t = PyInterpreterState_ThreadHead(interp); t != NULL; t = PyThreadState_Next(t))
         if (t->thread_id == main_ident)
             main_ts = t;
+    current_init();
     return 0;
 }
 

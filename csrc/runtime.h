@@ -235,6 +235,7 @@ struct M {
     uint32_t polling; /* atomic: waits in the net poller, not on park: see wakem */
     M *alllink;       /* all Ms, push-only */
     void *g0stack;    /* slab stack of an adopted thread's g0 */
+    void **tls[2];    /* for the class: words of the thread's own; NULL until it sets them */
     void *sigstack;
 };
 

@@ -53,6 +53,9 @@ void sys_sigstack_free(void *sigstack);
 /* Calls fn(arg) when the calling thread ends, on that thread.  One registration per thread: a later one replaces it, fn
  * NULL takes it back. */
 void sys_at_thread_exit(void (*fn)(void *), void *arg);
+/* Calls fn for each block of thread-local storage that the calling thread has, until it returns true; object says whose it
+ * is, the same on all threads.  False when it was stopped, or the system does not tell. */
+bool sys_tls_blocks(bool (*fn)(void *arg, const void *object, void *block, size_t size), void *arg);
 /* Number of OS threads of this process, or -1 where the system does not tell. */
 int sys_thread_count(void);
 

@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 #if defined(__linux__)
+#include <link.h>
 #include <sys/syscall.h>
 #endif
 
@@ -481,5 +482,36 @@ sys_thread_count(void)
     return p != NULL ? (int)strtol(p + 9, NULL, 10) : -1;
 #else
     return -1;
+#endif
+}
+
+#if defined(__linux__)
+typedef struct TlsVisit {
+    bool (*fn)(void *, const void *, void *, size_t);
+    void *arg;
+} TlsVisit;
+
+static int
+visit_tls(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    TlsVisit *v = arg;
+    if (size < offsetof(struct dl_phdr_info, dlpi_tls_data) + sizeof info->dlpi_tls_data || info->dlpi_tls_data == NULL)
+        return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_TLS &&
+            v->fn(v->arg, info->dlpi_phdr, info->dlpi_tls_data, info->dlpi_phdr[i].p_memsz))
+            return 1;
+    return 0;
+}
+#endif
+
+bool
+sys_tls_blocks(bool (*fn)(void *arg, const void *object, void *block, size_t size), void *arg)
+{
+#if defined(__linux__)
+    return dl_iterate_phdr(visit_tls, &(TlsVisit){fn, arg}) == 0;
+#else
+    (void)fn, (void)arg;
+    return false;
 #endif
 }

@@ -158,6 +158,7 @@ mnew(Sched *sched)
 static void
 mretire(M *mp)
 {
+    mp->tls[0] = mp->tls[1] = NULL;
     atomic_store(&mp->dead, true);
 }
 
