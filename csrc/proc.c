@@ -306,6 +306,15 @@ enqueue_new(Sched *sched, M *mp, P *pp, G *gp)
     }
 }
 
+static void
+count_pending(Sched *sched, P *pp, int64_t n)
+{
+    if (pp != NULL)
+        stat_add(&pp->npending, n);
+    else
+        atomic_xadd_relaxed(&sched->npending, n);
+}
+
 /* Must a new goroutine bring a G of its own?  The dead ones are promised to those that have none yet. */
 static bool
 slots_promised(Sched *sched)
@@ -320,7 +329,7 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
     G *gp = NULL;
-    if (GMP_LIKELY(atomic_load_relaxed(&sched->npending) == 0) || !slots_promised(sched))
+    if (GMP_LIKELY(sched->cls->start_fill == NULL || num_pending(sched) == 0) || !slots_promised(sched))
         gp = gfget(sched, pp);
     if (GMP_UNLIKELY(gp == NULL)) {
         if (pp != NULL)
@@ -369,7 +378,7 @@ newproc_later(Sched *sched, Start *st)
     st->gp = NULL;
     st->goid = goid_next(pp);
     st->parentid = mp != NULL && mp->curg != NULL ? mp->curg->goid : 0;
-    atomic_xadd(&sched->npending, 1u);
+    count_pending(sched, pp, 1);
     enqueue_new(sched, mp, pp, (G *)((uintptr_t)st | 1));
     return GMP_OK;
 }
@@ -388,11 +397,11 @@ bind(Sched *sched, P *pp, Start *st)
         atomic_store_release(&st->state, (uint32_t)START_PENDING); /* nothing to publish */
         return NULL;
     }
-    ginit(sched, gp, st->goid, st->parentid, st->entry);
-    st->fill(gp, st);
+    ginit(sched, gp, st->goid, st->parentid, sched->cls->start_entry);
+    sched->cls->start_fill(gp, st);
     set_status(gp, G_DEAD, G_RUNNABLE);
     st->gp = gp;
-    atomic_xadd(&sched->npending, (uint32_t)-1);
+    count_pending(sched, pp, -1);
     atomic_store_release(&st->state, (uint32_t)START_BOUND); /* pairs with the acquire above: publishes gp */
     return gp;
 }
@@ -434,6 +443,15 @@ num_goroutine(Sched *sched)
     int64_t n = atomic_load_relaxed(&sched->gdelta);
     for (uint32_t i = 0; i < sched->np; i++)
         n += atomic_load_relaxed(&sched->allp[i]->gdelta);
+    return n;
+}
+
+int64_t
+num_pending(Sched *sched)
+{
+    int64_t n = atomic_load_relaxed(&sched->npending);
+    for (uint32_t i = 0; i < sched->np; i++)
+        n += atomic_load_relaxed(&sched->allp[i]->npending);
     return n;
 }
 

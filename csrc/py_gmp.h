@@ -20,7 +20,6 @@
 #include "chan.h"
 
 typedef struct Goroutine Goroutine;
-typedef struct PyStart PyStart;
 
 #define PYG_ARGS 5 /* arguments kept in the G itself; more go to a tuple */
 
@@ -37,7 +36,6 @@ typedef struct PyG {
     WaitQ joiners;                /* GIL */
     PyObject *argtuple;           /* all arguments, when there are more than PYG_ARGS */
     PyObject *kwnames;            /* names of the last of the arguments */
-    PyStart *start;               /* on the heap; freed when it begins to run */
     PyObject *args[PYG_ARGS + 1]; /* [0] is left free for PY_VECTORCALL_ARGUMENTS_OFFSET */
 #ifdef Py_DEBUG
     bool bound; /* bound_gilstate as it should be: see bound_here */
@@ -80,30 +78,26 @@ void current_find(M *mp, PyThreadState *ts); /* sets mp->tls, on its thread, att
 bool current_found(void);
 
 /* ---- py_goroutine.c ---- */
+/* What a goroutine is started with: in its handle until it runs. */
+typedef struct PyStart {
+    Start start; /* first; goid is the goroutine's number for ever */
+    PyObject *fn, *argtuple, *kwnames, *context, *code;
+    int lasti;
+} PyStart;
+
+typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
+
 struct Goroutine {
     PyObject_HEAD
-    uint64_t id;
     union {
         PyG *pg;                 /* once it has begun to run */
         PyObject *result;        /* returned: the value */
         struct Failure *failure; /* raised */
     } u;
-    union {
-        PyStart *start; /* has_start */
-        PyObject *name; /* when done, if somebody still held it then */
-    } v;
-    uint8_t state;  /* GoroutineState */
-    bool has_start; /* it was queued without a G, and has not begun to run; GIL, as is all of this but u.pg and id */
-};
-typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
-
-/* What go() knows of a goroutine; on the caller's stack, or on the heap for one that gets its G later (Start). */
-struct PyStart {
-    Start start; /* first */
-    Goroutine *h;
-    PyObject *fn, *argtuple, *kwnames, *context, *code;
-    PyObject *const *args;
-    int nargs, lasti;
+    PyObject *name; /* when done, if somebody still held it then */
+    PyStart from;
+    uint8_t state; /* GoroutineState */
+    bool queued;   /* without a G, and it has not begun to run; GIL, as is all of this but u.pg and from.start */
 };
 
 typedef struct Failure {

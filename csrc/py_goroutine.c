@@ -98,7 +98,7 @@ py_report_failures(void)
     while (failures.next != &failures) {
         Failure *f = failures.next;
         Goroutine *h = (Goroutine *)Py_NewRef((PyObject *)f->owner);
-        failure_report(f, h->id, h->v.name);
+        failure_report(f, h->from.start.goid, h->name);
         failure_unlink(f);
         Py_DECREF(h);
     }
@@ -255,7 +255,7 @@ finish_failed(PyG *pg, Goroutine *h)
     f->next->prev = f->prev->next = f;
     PyErr_Clear();
     h->u.failure = f;
-    Py_XSETREF(h->v.name, name);
+    Py_XSETREF(h->name, name);
     h->state = GR_FAILED;
     PyObject_GC_Track(h);
 }
@@ -279,12 +279,7 @@ static void
 pyg_entry(G *gp)
 {
     PyG *pg = (PyG *)gp;
-    if (pg->start != NULL) {
-        pg->handle->v.name = NULL;
-        pg->handle->has_start = false;
-        PyMem_Free(pg->start);
-        pg->start = NULL;
-    }
+    pg->handle->queued = false;
     tstate_begin(pg);
     start_tracing();
     PyObject *r = call_function(pg);
@@ -294,7 +289,7 @@ pyg_entry(G *gp)
         h->u.result = r;
         h->state = GR_RETURNED;
         if (Py_REFCNT(h) > 1) {
-            h->v.name = py_goroutine_name(pg->fn);
+            h->name = py_goroutine_name(pg->fn);
             PyErr_Clear();
             if (PyObject_IS_GC(r))
                 PyObject_GC_Track(h); /* only now can it be part of a cycle */
@@ -306,7 +301,7 @@ pyg_entry(G *gp)
     if (GMP_UNLIKELY(pg->joiners.first != NULL))
         wake_joiners(pg);
     if (GMP_UNLIKELY(h->state == GR_FAILED && Py_REFCNT(h) == 1))
-        failure_report(h->u.failure, h->id, h->v.name);
+        failure_report(h->u.failure, h->from.start.goid, h->name);
     if (GMP_UNLIKELY(pg == py_forked)) {
         py_report_failures();
         end_forked_child(h->state == GR_FAILED);
@@ -350,18 +345,18 @@ handle_free(Goroutine *h)
         if (!f->collected) {
 #if PY_VERSION_HEX >= 0x030C0000
             PyObject *saved = PyErr_GetRaisedException();
-            failure_report(f, h->id, h->v.name);
+            failure_report(f, h->from.start.goid, h->name);
             PyErr_SetRaisedException(saved);
 #else
             PyObject *type, *value, *tb;
             PyErr_Fetch(&type, &value, &tb);
-            failure_report(f, h->id, h->v.name);
+            failure_report(f, h->from.start.goid, h->name);
             PyErr_Restore(type, value, tb);
 #endif
         }
         failure_free(f);
     }
-    Py_CLEAR(h->v.name);
+    Py_CLEAR(h->name);
     if (nfree_handles < stack_count(STACK_PYTHON)) {
         h->u.pg = (PyG *)free_handles;
         free_handles = h;
@@ -416,7 +411,7 @@ wait_done(Goroutine *h, PyWait *w)
             return GMP_ETIMEDOUT;
         if (py_wait_begin(w) < 0)
             return 1;
-        PyG *pg = h->has_start ? (PyG *)bindstart(SCHED, &h->v.start->start) : h->u.pg;
+        PyG *pg = h->queued ? (PyG *)bindstart(SCHED, &h->from.start) : h->u.pg;
         if (pg == NULL)
             return GMP_ENOMEM;
         if (getg() == &pg->g) {
@@ -498,18 +493,18 @@ handle_result(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject 
 static PyObject *
 handle_get_id(PyObject *self, void *closure)
 {
-    return PyLong_FromUnsignedLongLong(((Goroutine *)self)->id);
+    return PyLong_FromUnsignedLongLong(((Goroutine *)self)->from.start.goid);
 }
 
 static PyObject *
 handle_get_name(PyObject *self, void *closure)
 {
     Goroutine *h = (Goroutine *)self;
-    if (h->has_start)
-        return py_goroutine_name(h->v.start->fn);
+    if (h->queued)
+        return py_goroutine_name(h->from.fn);
     if (h->state == GR_RUNNING)
         return py_goroutine_name(h->u.pg->fn);
-    return h->v.name != NULL ? Py_NewRef(h->v.name) : PyUnicode_FromString("");
+    return h->name != NULL ? Py_NewRef(h->name) : PyUnicode_FromString("");
 }
 
 static PyObject *
@@ -527,7 +522,8 @@ handle_repr(PyObject *self)
     PyObject *name = handle_get_name(self, NULL);
     if (name == NULL)
         return NULL;
-    PyObject *r = PyUnicode_FromFormat("<gmp.Goroutine %llu %U %s>", (unsigned long long)h->id, name, states[h->state]);
+    PyObject *r = PyUnicode_FromFormat("<gmp.Goroutine %llu %U %s>", (unsigned long long)h->from.start.goid, name,
+                                       states[h->state]);
     Py_DECREF(name);
     return r;
 }
@@ -566,55 +562,42 @@ PyTypeObject Goroutine_Type = {
 
 /* ---- go ---- */
 
-static void pyg_entry(G *gp);
+typedef struct Call {
+    Goroutine *h;
+    PyObject *const *args;
+    int nargs; /* in args; 0 when they are in a tuple */
+} Call;
+
+static void
+fill_from(PyG *pg, Goroutine *h)
+{
+    pg->handle = h;
+    pg->fn = h->from.fn;
+    pg->argtuple = h->from.argtuple;
+    pg->kwnames = h->from.kwnames;
+    pg->context = h->from.context;
+    pg->created_code = h->from.code;
+    pg->created_lasti = h->from.lasti;
+    pg->nargs = 0;
+    h->u.pg = pg;
+}
 
 static void
 fill(G *gp, void *arg)
 {
     PyG *pg = (PyG *)gp;
-    PyStart *sp = arg;
-    pg->handle = sp->h;
-    pg->fn = sp->fn;
-    pg->argtuple = sp->argtuple;
-    pg->kwnames = sp->kwnames;
-    pg->context = sp->context;
-    pg->created_code = sp->code;
-    pg->created_lasti = sp->lasti;
-    pg->nargs = sp->nargs;
-    pg->start = NULL;
-    for (int i = 0; i < sp->nargs; i++)
-        pg->args[i + 1] = sp->args[i];
-    sp->h->u.pg = pg;
-    sp->h->id = gp->goid;
+    Call *call = arg;
+    fill_from(pg, call->h);
+    call->h->from.start.goid = gp->goid;
+    pg->nargs = call->nargs;
+    for (int i = 0; i < call->nargs; i++)
+        pg->args[i + 1] = call->args[i];
 }
 
 static void
-fill_later(G *gp, Start *st)
+fill_queued(G *gp, Start *st)
 {
-    fill(gp, st);
-    ((PyG *)gp)->start = (PyStart *)st; /* for pyg_entry to free, with the GIL */
-}
-
-/* Queues a goroutine that gets its G when it runs.  All its arguments are in a tuple. */
-static int
-go_later(PyStart *sp)
-{
-    PyStart *later = PyMem_Malloc(sizeof *later);
-    if (later == NULL)
-        return -1;
-    *later = *sp;
-    later->start.entry = pyg_entry;
-    later->start.fill = fill_later;
-    sp->h->v.start = later;
-    sp->h->has_start = true;
-    if (newproc_later(SCHED, &later->start) == GMP_OK) {
-        sp->h->id = later->start.goid;
-        return 0;
-    }
-    sp->h->v.name = NULL;
-    sp->h->has_start = false;
-    PyMem_Free(later);
-    return -1;
+    fill_from((PyG *)gp, CONTAINER_OF(st, Goroutine, from.start));
 }
 
 static PyObject *
@@ -635,53 +618,55 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
         PyErr_SetString(PyExc_RuntimeError, "go(): the interpreter is shutting down, no goroutine can be started");
         return NULL;
     }
-    Py_ssize_t nkw = kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0;
-    Py_ssize_t total = nargs - 1 + nkw;
-    PyStart sp = {.fn = fn, .args = args + 1, .kwnames = kwnames};
-    bool later = runq_long(SCHED);
-    if (total > (later ? 0 : PYG_ARGS)) {
-        sp.argtuple = PyTuple_New(total);
-        if (sp.argtuple == NULL)
-            return NULL;
-        for (Py_ssize_t i = 0; i < total; i++)
-            PyTuple_SET_ITEM(sp.argtuple, i, Py_NewRef(args[i + 1]));
+    Goroutine *h = handle_new();
+    if (h == NULL)
+        return NULL;
+    h->u.result = NULL;
+    h->name = NULL;
+    h->state = GR_RETURNED; /* until it is sure to run */
+    h->queued = runq_long(SCHED);
+    PyObject *argtuple = NULL, *context;
+    Py_ssize_t total = nargs - 1 + (kwnames != NULL ? PyTuple_GET_SIZE(kwnames) : 0);
+    Call call = {.h = h, .args = args + 1};
+    if (total > (h->queued ? 0 : PYG_ARGS)) {
+        argtuple = PyTuple_New(total);
+        for (Py_ssize_t i = 0; argtuple != NULL && i < total; i++)
+            PyTuple_SET_ITEM(argtuple, i, Py_NewRef(args[i + 1]));
     }
     else {
-        sp.nargs = (int)total;
-        for (int i = 0; i < sp.nargs; i++)
-            Py_INCREF(sp.args[i]);
+        call.nargs = (int)total;
     }
-    Py_INCREF(fn);
-    Py_XINCREF(kwnames);
-    sp.h = handle_new();
-    if (sp.h != NULL && tstate_context(&sp.context) == 0) {
-        sp.h->u.pg = NULL;
-        sp.h->v.name = NULL;
-        sp.h->has_start = false;
-        sp.h->state = GR_RUNNING;
-        tstate_where(&sp.code, &sp.lasti);
-        Py_INCREF(sp.h); /* one for the goroutine, one for the caller */
-        if (later ? go_later(&sp) == 0 : newproc(SCHED, pyg_entry, fill, &sp) != 0)
-            return (PyObject *)sp.h;
-        PyErr_Format(PyExc_MemoryError,
-                     "go(): memory for another goroutine was refused (%zu KiB of address space and one page each; see "
-                     "RLIMIT_AS and vm.overcommit_memory)",
-                     stack_class_size(STACK_PYTHON) / 1024);
-        Py_DECREF(sp.h);
+    if ((total > call.nargs && argtuple == NULL) || tstate_context(&context) < 0) {
+        Py_XDECREF(argtuple);
+        Py_DECREF(h);
+        return NULL;
     }
-    if (sp.h != NULL) {
-        sp.h->state = GR_RETURNED;
-        sp.h->u.result = Py_NewRef(Py_None);
-        sp.h->v.name = NULL;
-        Py_DECREF(sp.h);
-    }
-    Py_XDECREF(sp.context);
-    Py_XDECREF(sp.code);
-    for (int i = 0; i < sp.nargs; i++)
-        Py_DECREF(sp.args[i]);
-    Py_XDECREF(sp.argtuple);
-    Py_DECREF(fn);
+    for (int i = 0; i < call.nargs; i++)
+        Py_INCREF(call.args[i]);
+    h->from.fn = Py_NewRef(fn);
+    h->from.argtuple = argtuple;
+    h->from.kwnames = Py_XNewRef(kwnames);
+    h->from.context = context;
+    tstate_where(&h->from.code, &h->from.lasti);
+    h->state = GR_RUNNING;
+    Py_INCREF(h); /* one for the goroutine, one for the caller */
+    if (h->queued ? newproc_later(SCHED, &h->from.start) == GMP_OK : newproc(SCHED, pyg_entry, fill, &call) != 0)
+        return (PyObject *)h;
+    PyErr_Format(PyExc_MemoryError,
+                 "go(): memory for another goroutine was refused (%zu KiB of address space and one page each; see "
+                 "RLIMIT_AS and vm.overcommit_memory)",
+                 stack_class_size(STACK_PYTHON) / 1024);
+    h->state = GR_RETURNED;
+    h->queued = false;
+    for (int i = 0; i < call.nargs; i++)
+        Py_DECREF(call.args[i]);
+    Py_XDECREF(argtuple);
     Py_XDECREF(kwnames);
+    Py_XDECREF(context);
+    Py_XDECREF(h->from.code);
+    Py_DECREF(fn);
+    Py_DECREF(h);
+    Py_DECREF(h);
     return NULL;
 }
 
@@ -894,6 +879,8 @@ static const Class python_class = {
     .create = cls_create,
     .detached = cls_detached,
     .prefetch = cls_prefetch,
+    .start_entry = pyg_entry,
+    .start_fill = fill_queued,
     .poll_signals = cls_poll_signals,
     .idle = py_idle,
 };

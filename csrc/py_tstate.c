@@ -207,8 +207,10 @@ swap_keeping_gil(PyThreadState *from, PyThreadState *to, M *mp)
         return false;
     atomic_store_relaxed(&interp->ceval.gil->last_holder._value, (uintptr_t)to);
 #else
-    uintptr_t asked = atomic_load_relaxed(&from->eval_breaker) | atomic_load_relaxed(&to->eval_breaker);
-    if (GMP_UNLIKELY((asked & _PY_GIL_DROP_REQUEST_BIT) != 0 ||
+    uintptr_t asked = atomic_load_relaxed(&from->eval_breaker), next = atomic_load_relaxed(&to->eval_breaker);
+    uintptr_t version = atomic_load_relaxed(&interp->ceval.instrumentation_version); /* tracing has begun or ended */
+    if (GMP_UNLIKELY(((asked | next) & _PY_GIL_DROP_REQUEST_BIT) != 0 ||
+                     ((next ^ version) & ~(uintptr_t)_PY_EVAL_EVENTS_MASK) != 0 ||
                      atomic_load_relaxed(&interp->ceval.pending.npending) != 0))
         return false;
     atomic_store_relaxed(&interp->ceval.gil->last_holder, to); /* whom the next one will ask for the GIL */

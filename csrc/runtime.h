@@ -32,6 +32,7 @@ typedef struct P P;
 typedef struct Sched Sched;
 typedef struct Sudog Sudog;
 typedef struct Timer Timer;
+typedef struct Start Start;
 
 /* ---- Class: what a kind of goroutine needs around its C stack ---- */
 typedef struct Class {
@@ -54,6 +55,10 @@ typedef struct Class {
     int64_t (*idle)(Sched *sched);
     /* gp will run soon: what of it is not in the G (may be NULL). */
     void (*prefetch)(G *gp);
+    /* What a goroutine begins with that was queued as a Start: its entry, and what fills the G in; inside the scheduler, without
+     * the GIL: plain stores only. */
+    void (*start_entry)(G *gp);
+    void (*start_fill)(G *gp, Start *st);
     /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
     void (*poll_signals)(void);
 } Class;
@@ -130,13 +135,10 @@ struct G {
 /* ---- Start: a goroutine that has not begun to run and has no G yet ----
  * In a burst of spawns most goroutines would get a G, that is, touch a page, long before they run.  Instead the queue holds
  * the address of a Start (tagged by its lowest bit), and whoever takes it from the queue gives it the G that ended last. */
-typedef struct Start Start;
 struct Start {
     uint32_t state; /* atomic: START_PENDING, START_BINDING (somebody fills the G in), START_BOUND */
     G *gp;          /* when bound */
     uint64_t goid, parentid;
-    void (*entry)(G *gp);
-    void (*fill)(G *gp, Start *st); /* inside the scheduler, without the GIL: plain stores only */
 };
 enum { START_PENDING, START_BINDING, START_BOUND };
 
@@ -186,7 +188,8 @@ struct P {
     uint32_t timertick; /* decisions since the clock was last read */
     uint32_t ngfree;    /* dead goroutines ready for reuse */
     G *gfree[GFREE_MAX];
-    int64_t gdelta; /* goroutines started minus finished on this P */
+    int64_t gdelta;   /* goroutines started minus finished on this P */
+    int64_t npending; /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;
 
     /* sysmon only. */
@@ -261,13 +264,13 @@ struct Sched {
     uint32_t np;
 
     Mutex lock;
-    GQueue runq;       /* the global queue */
-    uint32_t ngs;      /* goroutines ever made, adopted threads included */
-    uint32_t nslots;   /* Gs with a stack, dead or alive; atomic */
-    uint32_t npending; /* Starts that are not bound; atomic */
-    G **gfree;         /* stack of dead ones; as large as runq.ring */
-    uint32_t ngfree;   /* atomic for readers without the lock */
-    int64_t gdelta;    /* goroutines started minus finished without a P */
+    GQueue runq;      /* the global queue */
+    uint32_t ngs;     /* goroutines ever made, adopted threads included */
+    uint32_t nslots;  /* Gs with a stack, dead or alive; atomic */
+    int64_t npending; /* Starts queued minus bound without a P; atomic */
+    G **gfree;        /* stack of dead ones; as large as runq.ring */
+    uint32_t ngfree;  /* atomic for readers without the lock */
+    int64_t gdelta;   /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
     M *midle;
@@ -320,6 +323,7 @@ bool gosched(void);
  * Returns the wake code. */
 int gopark(bool (*unlockf)(G *, void *), void *lock, WaitReason reason);
 int64_t num_goroutine(Sched *sched);
+int64_t num_pending(Sched *sched); /* Starts that are not bound */
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);
 /* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */

@@ -847,7 +847,7 @@ sched_afterfork_child(Sched *sched)
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
         pp->ngfree = 0;
-        pp->gdelta = 0;
+        pp->gdelta = pp->npending = 0;
         pidleput(sched, pp);
     }
     if (goroutine)

@@ -9,19 +9,20 @@ is_detached(G *gp)
     return atomic_load(&((TestG *)gp)->detached) != 0;
 }
 
-Class native_class = {
-    .name = "test",
-    .g_size = sizeof(TestG),
-    .stack = STACK_64K,
-    .detached = is_detached,
-};
-
 static void
 entry(G *gp)
 {
     ((TestG *)gp)->fn(((TestG *)gp)->arg);
     goexit();
 }
+
+Class native_class = {
+    .name = "test",
+    .g_size = sizeof(TestG),
+    .stack = STACK_64K,
+    .detached = is_detached,
+    .start_entry = entry,
+};
 
 static void
 fill(G *gp, void *arg)

@@ -113,13 +113,6 @@ late_fn(void *arg)
 }
 
 static void
-late_entry(G *gp)
-{
-    ((TestG *)gp)->fn(((TestG *)gp)->arg);
-    goexit();
-}
-
-static void
 late_fill(G *gp, Start *st)
 {
     ((TestG *)gp)->fn = late_fn;
@@ -130,7 +123,8 @@ late_fill(G *gp, Start *st)
 static void
 start_late(Late *l, int x)
 {
-    *l = (Late){.start = {.entry = late_entry, .fill = late_fill}, .x = x};
+    *l = (Late){.x = x};
+    native_class.start_fill = late_fill;
     CHECK_EQ(newproc_later(NATIVE, &l->start), 0);
 }
 
@@ -153,7 +147,7 @@ TEST(proc_late_starts)
         wait_done(N + N / 10);
         CHECK_EQ(late_sum, (uint64_t)N * (N - 1) / 2);
     }
-    CHECK_EQ(NATIVE->npending, 0);
+    CHECK_EQ(num_pending(NATIVE), 0);
     CHECK(NATIVE->nslots <= N + N / 10 + 20);
     quiet();
 }
@@ -187,7 +181,7 @@ TEST(proc_late_starts_are_bound_once)
         }
         wait_done(64);
         test_join(t);
-        CHECK_EQ(NATIVE->npending, 0);
+        CHECK_EQ(num_pending(NATIVE), 0);
     }
     CHECK_EQ(late_sum, 64 * (test_slow() ? 10 : 100));
     quiet();

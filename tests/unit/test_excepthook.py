@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +20,18 @@ def boom() -> None:
 
 
 @pytest.fixture
+def ended() -> Callable[[], None]:
+    """Waits for the goroutines that the test has started: a report reads source files, and meanwhile others go on."""
+    before = gmp.runtime.num_goroutine()
+
+    def wait() -> None:
+        while gmp.runtime.num_goroutine() > before:
+            gmp.sleep(0.0005)
+
+    return wait
+
+
+@pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[gmp.ExceptHookArgs]]:
     seen: list[gmp.ExceptHookArgs] = []
     monkeypatch.setattr(gmp, "excepthook", seen.append)
@@ -27,11 +39,11 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[gmp.ExceptHookArgs
     gc.collect()
 
 
-def test_dropped_handle_reports_at_once(reports) -> None:
+def test_dropped_handle_reports_at_once(reports, ended) -> None:
     g = gmp.go(boom)
     goid = g.id
     del g
-    gmp.gosched()
+    ended()
     (args,) = reports
     assert args.exc_type is Boom
     assert str(args.exc_value) == "bang"
@@ -42,10 +54,10 @@ def test_dropped_handle_reports_at_once(reports) -> None:
     assert __file__.rpartition("/")[2] in args.created_by
 
 
-def test_held_handle_reports_when_dropped(reports) -> None:
+def test_held_handle_reports_when_dropped(reports, ended) -> None:
     g = gmp.go(boom)
     while not g.done:
-        gmp.gosched()
+        ended()
     assert reports == []
     del g
     assert len(reports) == 1
@@ -87,20 +99,20 @@ def test_joined_after_it_failed_by_one_of_two_holders(reports) -> None:
     assert reports == []
 
 
-def test_system_exit_is_quiet(reports) -> None:
+def test_system_exit_is_quiet(reports, ended) -> None:
     gmp.go(sys.exit, 3)
-    gmp.gosched()
+    ended()
     assert reports == []
 
 
-def test_keyboard_interrupt_and_others_are_reported(reports) -> None:
+def test_keyboard_interrupt_and_others_are_reported(reports, ended) -> None:
     for kind in (KeyboardInterrupt, GeneratorExit, gmp.ChanClosed):
 
         def f(kind=kind) -> None:
             raise kind("x")
 
         gmp.go(f)
-        gmp.gosched()
+        ended()
     assert [a.exc_type for a in reports] == [KeyboardInterrupt, GeneratorExit, gmp.ChanClosed]
 
 
@@ -112,11 +124,11 @@ def test_many(reports) -> None:
     assert len({a.goroutine_id for a in reports}) == 1000
 
 
-def test_default_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_text(monkeypatch: pytest.MonkeyPatch, ended) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
     gmp.go(boom)
-    gmp.gosched()
+    ended()
     text = out.getvalue()
     lines = text.splitlines()
     assert lines[0].startswith("Exception in goroutine ")
@@ -127,7 +139,7 @@ def test_default_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.count("Traceback") == 1
 
 
-def test_failing_hook_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_hook_loses_nothing(monkeypatch: pytest.MonkeyPatch, ended) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", out)
 
@@ -136,17 +148,17 @@ def test_failing_hook_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(gmp, "excepthook", bad)
     gmp.go(boom)
-    gmp.gosched()
+    ended()
     assert "ZeroDivisionError" in out.getvalue()
     assert "Boom: bang" in out.getvalue()
 
 
-def test_no_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stderr(monkeypatch: pytest.MonkeyPatch, ended) -> None:
     """As under pythonw: nowhere to report to is no reason to fail."""
     monkeypatch.setattr(sys, "stderr", None)
     monkeypatch.setattr(sys, "__stderr__", None)
     gmp.go(boom)
-    gmp.gosched()
+    ended()
     assert gmp.go(int).result() == 0
 
 
@@ -157,7 +169,7 @@ def test_hook_runs_in_the_goroutine_and_may_use_gmp(monkeypatch: pytest.MonkeyPa
     assert ch.recv(10) == "boom"
 
 
-def test_exception_whose_str_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exception_whose_str_fails(capsys: pytest.CaptureFixture[str], ended) -> None:
     class Nasty(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -166,7 +178,7 @@ def test_exception_whose_str_fails(capsys: pytest.CaptureFixture[str]) -> None:
         raise Nasty
 
     gmp.go(f)
-    gmp.gosched()
+    ended()
     assert "Nasty" in capsys.readouterr().err
 
 
@@ -192,7 +204,7 @@ def test_hook_of_the_user_at_exit(child) -> None:
     """).expect(0, "hook late")
 
 
-def test_exception_with_a_reference_to_its_own_handle(reports) -> None:
+def test_exception_with_a_reference_to_its_own_handle(reports, ended) -> None:
     """A cycle of handle and exception that nobody holds: collected, and reported once."""
     box: list[object] = []
 
@@ -202,7 +214,7 @@ def test_exception_with_a_reference_to_its_own_handle(reports) -> None:
         raise exc
 
     box.append(gmp.go(f))
-    gmp.gosched()
+    ended()
     gc.collect()
     gc.collect()
     assert len(reports) == 1
