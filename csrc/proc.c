@@ -147,6 +147,39 @@ goready_interrupt(G *gp, int code)
 
 /* ---- dead goroutines ---- */
 
+/* Sched.lock. */
+static void
+gfree_push(Sched *sched, uint32_t ci, G *const *g, uint32_t n)
+{
+    GStack *st = &sched->gfree[ci];
+    memcpy(st->g + st->n, g, n * sizeof(G *));
+    stat_add(&st->n, n);
+}
+
+/* Counts one more goroutine of the class in. */
+static int
+gfree_reserve(GStack *st)
+{
+    if (st->ever == st->cap) {
+        uint32_t cap = st->cap != 0 ? st->cap * 2 : GFREE_MAX;
+        G **g = realloc(st->g, cap * sizeof(G *));
+        if (g == NULL)
+            return GMP_ENOMEM;
+        st->g = g;
+        st->cap = cap;
+    }
+    st->ever++;
+    return GMP_OK;
+}
+
+static void
+gfree_push1(Sched *sched, G *gp)
+{
+    mutex_lock(&sched->lock);
+    gfree_push(sched, gp->cls->index, &gp, 1);
+    mutex_unlock(&sched->lock);
+}
+
 /* Go: runtime.gfput; differs: stacks are kept, only deep ones are trimmed. */
 static void
 gfput(Sched *sched, P *pp, G *gp)
@@ -166,69 +199,82 @@ gfput(Sched *sched, P *pp, G *gp)
         }
         gp->reused = true;
     }
+    uint32_t ci = gp->cls->index;
     if (pp == NULL) {
         mutex_lock(&sched->lock);
         stat_add(&sched->gdelta, -1);
-        sched->gfree[sched->ngfree] = gp;
-        stat_add(&sched->ngfree, 1);
+        gfree_push(sched, ci, &gp, 1);
         mutex_unlock(&sched->lock);
         return;
     }
     stat_add(&pp->gdelta, -1);
-    pp->gfree[pp->ngfree++] = gp;
-    if (pp->ngfree < GFREE_MAX)
+    GFree *f = &pp->gfree[ci];
+    f->g[f->n++] = gp;
+    if (f->n < GFREE_MAX)
         return;
-    pp->ngfree -= GFREE_MAX / 2;
+    f->n -= GFREE_MAX / 2;
     mutex_lock(&sched->lock);
-    memcpy(sched->gfree + sched->ngfree, pp->gfree + pp->ngfree, GFREE_MAX / 2 * sizeof(G *));
-    stat_add(&sched->ngfree, GFREE_MAX / 2);
+    gfree_push(sched, ci, f->g + f->n, GFREE_MAX / 2);
     mutex_unlock(&sched->lock);
 }
 
 /* In the scheduler if pp is not NULL.  NULL when there is none.  Go: runtime.gfget */
 static G *
-gfget(Sched *sched, P *pp)
+gfget(Sched *sched, P *pp, const Class *cls)
 {
-    if (pp == NULL || pp->ngfree == 0) {
-        if (atomic_load_relaxed(&sched->ngfree) == 0)
+    GFree *f = pp != NULL ? &pp->gfree[cls->index] : NULL;
+    if (f == NULL || f->n == 0) {
+        GStack *st = &sched->gfree[cls->index];
+        if (atomic_load_relaxed(&st->n) == 0)
             return NULL;
         mutex_lock(&sched->lock);
-        uint32_t n = pp != NULL ? GFREE_MAX / 2 : 1;
-        if (n > sched->ngfree)
-            n = sched->ngfree;
-        stat_add(&sched->ngfree, -n);
-        G **from = sched->gfree + sched->ngfree;
+        uint32_t n = f != NULL ? GFREE_MAX / 2 : 1;
+        if (n > st->n)
+            n = st->n;
+        stat_add(&st->n, -n);
+        G **from = st->g + st->n;
         G *gp = n != 0 ? from[0] : NULL;
-        if (pp != NULL) {
-            memcpy(pp->gfree, from, n * sizeof(G *));
-            pp->ngfree = n;
+        if (f != NULL) {
+            memcpy(f->g, from, n * sizeof(G *));
+            f->n = n;
         }
         mutex_unlock(&sched->lock);
-        if (pp == NULL || n == 0)
+        if (f == NULL || n == 0)
             return gp;
     }
-    uint32_t n = --pp->ngfree;
+    uint32_t n = --f->n;
     if (n >= 2)
-        prefetch_g(sched->cls, pp->gfree[n - 2]); /* a burst of spawns waits for memory more than for anything else */
-    return pp->gfree[n];
+        prefetch_g(cls, f->g[n - 2]); /* a burst of spawns waits for memory more than for anything else */
+    return f->g[n];
 }
 
 int
-gcount(Sched *sched)
+gcount(Sched *sched, const Class *cls)
 {
     mutex_lock(&sched->lock);
     int code = globrunqreserve(sched, sched->ngs + 1);
+    if (code == GMP_OK && cls != NULL)
+        code = gfree_reserve(&sched->gfree[cls->index]);
     if (code == GMP_OK)
         sched->ngs++;
     mutex_unlock(&sched->lock);
     return code;
 }
 
+void
+guncount(Sched *sched, const Class *cls)
+{
+    mutex_lock(&sched->lock);
+    sched->ngs--;
+    if (cls != NULL)
+        sched->gfree[cls->index].ever--;
+    mutex_unlock(&sched->lock);
+}
+
 /* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
 static G *
-malg(Sched *sched)
+malg(Sched *sched, const Class *cls)
 {
-    const Class *cls = sched->cls;
     char *lo = stack_alloc(cls->stack);
     if (lo == NULL)
         return NULL;
@@ -239,13 +285,19 @@ malg(Sched *sched)
     gp->stackclass = (uint8_t)cls->stack;
     gp->parkseq = 1;
     gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo));
-    if (gcount(sched) < 0 || (cls->create != NULL && cls->create(gp) < 0)) {
+    if (gcount(sched, cls) < 0) {
+        stack_free(cls->stack, lo);
+        return NULL;
+    }
+    if (cls->create != NULL && cls->create(gp) < 0) {
+        guncount(sched, cls);
         stack_free(cls->stack, lo);
         return NULL;
     }
     gp->stack_lo = lo;
     gp->status = G_DEAD;
-    atomic_xadd_relaxed(&sched->nslots, 1u);
+    if (cls == sched->cls)
+        atomic_xadd_relaxed(&sched->nslots, 1u);
     return gp;
 }
 
@@ -315,17 +367,17 @@ slots_promised(Sched *sched)
 
 /* Go: runtime.newproc + newproc1; differs: the G is filled in by a callback, because it is class-specific. */
 uint64_t
-newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+newproc_class(Sched *sched, const Class *cls, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
 {
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
     G *gp = NULL;
     if (GMP_LIKELY(atomic_load_relaxed(&sched->npending) == 0) || !slots_promised(sched))
-        gp = gfget(sched, pp);
+        gp = gfget(sched, pp, cls);
     if (GMP_UNLIKELY(gp == NULL)) {
         if (pp != NULL)
             p_exit(mp, pp);
-        gp = malg(sched);
+        gp = malg(sched, cls);
         if (gp == NULL)
             return 0;
         mp = getm();
@@ -337,6 +389,12 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
     set_status(gp, G_DEAD, G_RUNNABLE);
     enqueue_new(sched, mp, pp, gp);
     return goid;
+}
+
+uint64_t
+newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+{
+    return newproc_class(sched, sched->cls, entry, fill, arg);
 }
 
 #define LONG_QUEUE 16
@@ -355,13 +413,10 @@ int
 newproc_later(Sched *sched, Start *st)
 {
     if (slots_promised(sched)) {
-        G *gp = malg(sched);
+        G *gp = malg(sched, sched->cls);
         if (gp == NULL)
             return GMP_ENOMEM;
-        mutex_lock(&sched->lock);
-        sched->gfree[sched->ngfree] = gp;
-        stat_add(&sched->ngfree, 1);
-        mutex_unlock(&sched->lock);
+        gfree_push1(sched, gp);
     }
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
@@ -383,7 +438,7 @@ bind(Sched *sched, P *pp, Start *st)
             return st->gp;
         cpu_relax(); /* somebody is at it, and may yet find no G */
     }
-    G *gp = gfget(sched, pp);
+    G *gp = gfget(sched, pp, sched->cls);
     if (gp == NULL) {
         atomic_store_release(&st->state, (uint32_t)START_PENDING); /* nothing to publish */
         return NULL;
@@ -418,13 +473,10 @@ bindstart(Sched *sched, Start *st)
     if (gp != NULL)
         return gp;
     /* The dead ones are on a P that is not ours: make another. */
-    gp = malg(sched);
+    gp = malg(sched, sched->cls);
     if (gp == NULL)
         return NULL;
-    mutex_lock(&sched->lock);
-    sched->gfree[sched->ngfree] = gp;
-    stat_add(&sched->ngfree, 1);
-    mutex_unlock(&sched->lock);
+    gfree_push1(sched, gp);
     return bind(sched, NULL, st);
 }
 

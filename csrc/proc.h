@@ -37,7 +37,8 @@ set_status(G *gp, GStatus from, GStatus to)
 }
 
 /* ---- proc.c ---- */
-int gcount(Sched *sched);   /* counts a new goroutine: the queues must have room for all of them */
+int gcount(Sched *, const Class *); /* counts a new goroutine: the queues must have room for all; cls NULL: never dead */
+void guncount(Sched *, const Class *);
 uint64_t goid_next(P *pp);  /* pp: in the scheduler, or NULL */
 void commit(M *mp);         /* on the stack switched to: the goroutine that was left is saved, let others have it */
 G *fair_turn(Sched *, P *); /* every GLOBAL_TICK decisions: one from the global queue; runnext gives way */

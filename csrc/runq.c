@@ -180,7 +180,7 @@ runqsteal(P *pp, P *victim, bool stealnext)
     return gp;
 }
 
-/* Makes room for n goroutines in the global queue and in the list of dead ones. */
+/* Makes room for n goroutines in the global queue. */
 int
 globrunqreserve(Sched *sched, uint32_t n)
 {
@@ -190,10 +190,6 @@ globrunqreserve(Sched *sched, uint32_t n)
     uint32_t cap = q->cap != 0 ? q->cap : 256;
     while (cap < n)
         cap *= 2;
-    G **gfree = realloc(sched->gfree, cap * sizeof *gfree);
-    if (gfree == NULL)
-        return GMP_ENOMEM;
-    sched->gfree = gfree;
     G **ring = malloc(cap * sizeof *ring);
     if (ring == NULL)
         return GMP_ENOMEM;

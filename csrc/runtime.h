@@ -33,12 +33,15 @@ typedef struct Sched Sched;
 typedef struct Sudog Sudog;
 typedef struct Timer Timer;
 
-/* ---- Class: what a kind of goroutine needs around its C stack ---- */
+/* ---- Class: what a kind of goroutine needs around its C stack ----
+ * A set has up to SET_CLASSES of them, that differ in their stack and index only: the set's own code looks at Sched.cls. */
+#define SET_CLASSES 4
 typedef struct Class {
     const char *name;
     size_t g_size; /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
     size_t above;  /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
+    uint8_t index;    /* among the classes of the set */
     bool own_threads; /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
@@ -149,11 +152,12 @@ is_start(G *gp)
 /* Where the G of a slot is: at its top, less 0 to 7 cache lines that vary from slot to slot.  Slots are aligned, so without
  * this the hot lines of all goroutines would compete for the same few sets of the caches. */
 #define G_COLOURS 8
+#define G_COLOURS_2K 2 /* there a line is much; and neighbours in a page differ anyway */
 static inline G *
 slot_g(const Class *cls, void *lo)
 {
     size_t size = stack_class_size(cls->stack);
-    size_t colour = (uintptr_t)lo / size % G_COLOURS;
+    size_t colour = cls->stack == STACK_2K ? (uintptr_t)lo / size / 2 % G_COLOURS_2K : (uintptr_t)lo / size % G_COLOURS;
     return (G *)((char *)lo + size - cls->above - colour * GMP_CACHELINE - cls->g_size);
 }
 
@@ -173,7 +177,11 @@ prefetch_g(const Class *cls, G *gp)
 #define RUNQ_SIZE RUNQ_SIZE_DEFAULT
 #endif
 #define P_RUNNING ((uintptr_t)1)
-#define GFREE_MAX 64 /* dead goroutines a P keeps; beyond, half go to the set's list */
+#define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
+typedef struct GFree {
+    uint32_t n;
+    G *g[GFREE_MAX];
+} GFree;
 
 struct P {
     uintptr_t owner; /* atomic, see the file head */
@@ -184,10 +192,9 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    uint32_t ngfree;    /* dead goroutines ready for reuse */
-    G *gfree[GFREE_MAX];
     int64_t gdelta; /* goroutines started minus finished on this P */
     uint64_t goidcache, goidcacheend;
+    GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
 
     /* sysmon only. */
     uint32_t sysmontick;
@@ -248,6 +255,14 @@ typedef struct GQueue {
     uint32_t n;    /* atomic for readers without the lock */
 } GQueue;
 
+/* Dead goroutines of one class. */
+typedef struct GStack {
+    G **g;
+    uint32_t cap;  /* at least ever, so that putting cannot fail */
+    uint32_t ever; /* goroutines of the class */
+    uint32_t n;    /* atomic for readers without the lock */
+} GStack;
+
 #define MAX_PROCS 256
 #define MAX_THREADS 10000
 
@@ -262,10 +277,9 @@ struct Sched {
     Mutex lock;
     GQueue runq;       /* the global queue */
     uint32_t ngs;      /* goroutines ever made, adopted threads included */
-    uint32_t nslots;   /* Gs with a stack, dead or alive; atomic */
+    uint32_t nslots;   /* Gs with a stack of Sched.cls, dead or alive; atomic */
     uint32_t npending; /* Starts that are not bound; atomic */
-    G **gfree;         /* stack of dead ones; as large as runq.ring */
-    uint32_t ngfree;   /* atomic for readers without the lock */
+    GStack gfree[SET_CLASSES];
     int64_t gdelta;    /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
@@ -305,6 +319,8 @@ void disown_thread(M *mp);
  * scheduler) and makes it runnable.  entry(gp) runs on its stack and must end in goexit.  Returns its id, or 0 when memory
  * is refused; fill was not called then. */
 uint64_t newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
+/* The same on another stack class than the set's usual one. */
+uint64_t newproc_class(Sched *sched, const Class *cls, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
 /* The same, but without a G until it runs, or until bindstart asks for it; st belongs to the goroutine from now on.
  * GMP_ENOMEM: no G could be made to run it later. */
 int newproc_later(Sched *sched, Start *st);

@@ -704,17 +704,16 @@ g0_entry(void *arg)
 M *
 adopt_thread(Sched *sched, G *thread_g)
 {
-    if (gcount(sched) < 0)
+    if (gcount(sched, NULL) < 0)
         return NULL;
     M *mp = mnew(sched);
-    if (mp == NULL)
+    if (mp != NULL && mp->g0stack == NULL && (mp->g0stack = stack_alloc(STACK_64K)) == NULL) {
+        mretire(mp);
+        mp = NULL;
+    }
+    if (mp == NULL) {
+        guncount(sched, NULL);
         return NULL;
-    if (mp->g0stack == NULL) {
-        mp->g0stack = stack_alloc(STACK_64K);
-        if (mp->g0stack == NULL) {
-            mretire(mp);
-            return NULL;
-        }
     }
     size_t size = stack_class_size(STACK_64K);
     gobuf_set_stack(&mp->g0, mp->g0stack, size);
@@ -837,7 +836,8 @@ sched_afterfork_child(Sched *sched)
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
     sched->mainm = NULL;
     sched->nslots = sched->npending = 0;
-    sched->ngfree = 0; /* their interpreter state went with the fork */
+    for (int c = 0; c < SET_CLASSES; c++)
+        sched->gfree[c].n = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
     for (uint32_t i = sched->np; i-- > 0;) {
@@ -845,7 +845,8 @@ sched_afterfork_child(Sched *sched)
         pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
-        pp->ngfree = 0;
+        for (int c = 0; c < SET_CLASSES; c++)
+            pp->gfree[c].n = 0;
         pp->gdelta = 0;
         pidleput(sched, pp);
     }
