@@ -41,8 +41,105 @@ wait_reason_name(WaitReason r)
         [WAIT_FUTURE] = "future",
         [WAIT_IO_READ] = "IO wait (read)",
         [WAIT_IO_WRITE] = "IO wait (write)",
+        [WAIT_PARK] = "park",
+        [WAIT_COND] = "sync.Cond.Wait",
     };
     return (unsigned)r < WAIT_REASONS ? names[r] : "?";
+}
+
+/* ---- small stacks ---- */
+
+void
+systemstack(void (*fn)(void *), void *arg)
+{
+#if !defined(GMP_ASAN) && !defined(GMP_TSAN) /* there the smallest stack has 64 KiB */
+    M *mp = getm();
+    G *gp = mp != NULL ? mp->curg : NULL;
+    /* While gp runs, g0 is saved, and what lies below its stack pointer is free. */
+    if (gp != NULL && gp->stackclass == STACK_2K && gp->stack_lo != NULL && mp->g0.sp != NULL &&
+        (uintptr_t)&mp - (uintptr_t)gp->stack_lo < stack_class_size(STACK_2K)) {
+        gmp_call_on(mp->g0.sp, fn, arg);
+        return;
+    }
+#endif
+    fn(arg);
+}
+
+typedef struct Heap {
+    void *p;
+    size_t n;
+} Heap;
+
+static void
+heap_malloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_malloc(((Heap *)arg)->n);
+}
+
+static void
+heap_calloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_calloc(1, ((Heap *)arg)->n);
+}
+
+static void
+heap_realloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_realloc(((Heap *)arg)->p, ((Heap *)arg)->n);
+}
+
+static void
+heap_free(void *p)
+{
+    sys_free(p);
+}
+
+void *
+g_malloc(size_t n)
+{
+    Heap h = {NULL, n};
+    systemstack(heap_malloc, &h);
+    return h.p;
+}
+
+void *
+g_calloc(size_t n)
+{
+    Heap h = {NULL, n};
+    systemstack(heap_calloc, &h);
+    return h.p;
+}
+
+void *
+g_realloc(void *p, size_t n)
+{
+    Heap h = {p, n};
+    systemstack(heap_realloc, &h);
+    return h.p;
+}
+
+void
+g_free(void *p)
+{
+    systemstack(heap_free, p);
+}
+
+static GMP_NORETURN GMP_COLD void
+overflowed(void *arg)
+{
+    G *gp = arg;
+    gmp_throw("stack overflow: goroutine %llu has overrun its 2 KiB stack; its class is %s, its function's address %p",
+              (unsigned long long)gp->goid, gp->cls->name, gp->cls->function != NULL ? gp->cls->function(gp) : NULL);
+}
+
+/* A goroutine on a 2 KiB stack leaves it: was it enough?  The canary tells when it went too deep before, the address when it
+ * is too deep now. */
+static inline void
+check_stack(G *gp)
+{
+    if (GMP_UNLIKELY(gp->stackclass == STACK_2K) && gp->stack_lo != NULL &&
+        GMP_UNLIKELY(!stack_canary_ok(gp->stack_lo) || (char *)__builtin_frame_address(0) < (char *)gp->stack_lo))
+        systemstack(overflowed, gp);
 }
 
 /* ---- making goroutines runnable ---- */
@@ -162,7 +259,7 @@ gfree_reserve(GStack *st)
 {
     if (st->ever == st->cap) {
         uint32_t cap = st->cap != 0 ? st->cap * 2 : GFREE_MAX;
-        G **g = realloc(st->g, cap * sizeof(G *));
+        G **g = sys_realloc(st->g, cap * sizeof(G *));
         if (g == NULL)
             return GMP_ENOMEM;
         st->g = g;
@@ -271,9 +368,8 @@ guncount(Sched *sched, const Class *cls)
     mutex_unlock(&sched->lock);
 }
 
-/* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
 static G *
-malg(Sched *sched, const Class *cls)
+malg_here(Sched *sched, const Class *cls)
 {
     char *lo = stack_alloc(cls->stack);
     if (lo == NULL)
@@ -299,6 +395,28 @@ malg(Sched *sched, const Class *cls)
     if (cls == sched->cls)
         atomic_xadd_relaxed(&sched->nslots, 1u);
     return gp;
+}
+
+typedef struct Malg {
+    Sched *sched;
+    const Class *cls;
+    G *gp;
+} Malg;
+
+static void
+malg_call(void *arg)
+{
+    Malg *m = arg;
+    m->gp = malg_here(m->sched, m->cls);
+}
+
+/* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
+static G *
+malg(Sched *sched, const Class *cls)
+{
+    Malg m = {sched, cls, NULL};
+    systemstack(malg_call, &m);
+    return m.gp;
 }
 
 static void finish_switch(void);
@@ -633,8 +751,9 @@ p_regain(M *mp)
     if (atomic_load(&sched->npidle) == 0 || atomic_load(&sched->stopping))
         return NULL;
     mutex_lock(&sched->lock);
-    mp->p = pidleget(sched, mp);
+    mp->p = mp->oldp != NULL && mp->oldp->idle ? pidletake(sched, mp->oldp, mp) : pidleget(sched, mp);
     mutex_unlock(&sched->lock);
+    mp->oldp = NULL;
     return mp->p;
 }
 
@@ -645,6 +764,7 @@ switch_away(M *mp, G *gp, SwitchKind kind)
     if (GMP_UNLIKELY(pp == NULL))
         pp = p_regain(mp);
     G *next = pp != NULL ? schedule_fast(mp, pp) : NULL;
+    check_stack(gp);
     mp->prev = gp;
     mp->prevkind = kind;
     if (GMP_LIKELY(next != NULL)) {
@@ -700,6 +820,52 @@ goexit(void)
     M *mp = getm();
     switch_away(mp, mp->curg, SWITCH_DEAD);
     gmp_throw("a dead goroutine was resumed");
+}
+
+/* ---- threads that block, threads of one goroutine ---- */
+
+void
+entersyscallblock(void)
+{
+    M *mp = getm();
+    P *pp = p_enter(mp);
+    mp->oldp = pp;
+    if (pp == NULL)
+        return;
+    mp->p = NULL;
+    atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
+    handoffp(pp);
+}
+
+void
+exitsyscall(void)
+{
+    M *mp = getm();
+    if (p_regain(mp) != NULL)
+        p_exit(mp, mp->p);
+    else
+        switch_away(mp, mp->curg, SWITCH_YIELD); /* to the global queue */
+}
+
+/* Go: runtime.LockOSThread; differs: a goroutine that ends locked unlocks, its thread lives on. */
+void
+lockosthread(void)
+{
+    M *mp = getm();
+    if (mp->curg->stack_lo == NULL)
+        return; /* a thread's own goroutine is locked to it for ever */
+    mp->curg->lockedm = mp;
+    mp->picky = true;
+}
+
+void
+unlockosthread(void)
+{
+    M *mp = getm();
+    if (mp->curg->stack_lo == NULL)
+        return;
+    mp->curg->lockedm = NULL;
+    mp->picky = !mp->ispool && mp->set->cls->own_threads;
 }
 
 /* ---- timed parks ---- */

@@ -37,7 +37,8 @@ set_status(G *gp, GStatus from, GStatus to)
 }
 
 /* ---- proc.c ---- */
-int gcount(Sched *, const Class *); /* counts a new goroutine: the queues must have room for all; cls NULL: never dead */
+int gcount(Sched *,
+           const Class *); /* counts a new goroutine: the queues must have room for all; cls NULL: never dead */
 void guncount(Sched *, const Class *);
 uint64_t goid_next(P *pp);  /* pp: in the scheduler, or NULL */
 void commit(M *mp);         /* on the stack switched to: the goroutine that was left is saved, let others have it */
@@ -54,6 +55,7 @@ void wakep(Sched *sched);
 void handoffp(P *pp);
 void wakem(M *mp);                     /* that was taken off the idle list */
 P *pidleget(Sched *sched, M *owner);   /* Sched.lock */
+P *pidletake(Sched *, P *, M *owner);  /* Sched.lock; one that is idle */
 void midleremove(Sched *sched, M *mp); /* Sched.lock */
 void go_home(Sched *sched, M *mp, G *gp);
 void wake_sleeper(Sched *sched, int64_t when);

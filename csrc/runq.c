@@ -16,14 +16,14 @@ runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
 {
     uint32_t n = (t - h) / 2;
     GMP_CHECK(n == RUNQ_SIZE / 2);
-    G *batch[RUNQ_SIZE / 2 + 1];
-    for (uint32_t i = 0; i < n; i++)
-        batch[i] = atomic_load_relaxed(&pp->runq[(h + i) % RUNQ_SIZE]);
     if (!atomic_cas_release(&pp->runqhead, h, h + n)) /* pairs with the acquire loads of head in runqput and runqgrab */
         return false;
-    batch[n] = gp;
+    /* The slots taken out are this P's alone, and only its owner writes slots: no copy, which a 2 KiB stack would not hold. */
     mutex_lock(&pp->set->lock);
-    globrunqputbatch(pp->set, batch, n + 1);
+    uint32_t first = h % RUNQ_SIZE, run = n < RUNQ_SIZE - first ? n : RUNQ_SIZE - first;
+    globrunqputbatch(pp->set, pp->runq + first, run);
+    globrunqputbatch(pp->set, pp->runq, n - run);
+    globrunqput(pp->set, gp);
     mutex_unlock(&pp->set->lock);
     return true;
 }
@@ -190,12 +190,12 @@ globrunqreserve(Sched *sched, uint32_t n)
     uint32_t cap = q->cap != 0 ? q->cap : 256;
     while (cap < n)
         cap *= 2;
-    G **ring = malloc(cap * sizeof *ring);
+    G **ring = sys_malloc(cap * sizeof *ring);
     if (ring == NULL)
         return GMP_ENOMEM;
     for (uint32_t i = 0; i < q->n; i++)
         ring[i] = q->ring[(q->head + i) & (q->cap - 1)];
-    free(q->ring);
+    sys_free(q->ring);
     q->ring = ring;
     q->cap = cap;
     q->head = 0;
@@ -217,7 +217,7 @@ globrunqputbatch(Sched *sched, G *const *batch, uint32_t n)
     if (GMP_UNLIKELY(q->n + n > q->cap) && globrunqreserve(sched, q->n + n) < 0)
         gmp_throw("more goroutines are runnable than were ever made");
     for (uint32_t i = 0; i < n; i++)
-        q->ring[(q->head + q->n + i) & (q->cap - 1)] = batch[i];
+        q->ring[(q->head + q->n + i) & (q->cap - 1)] = atomic_load_relaxed(&batch[i]);
     atomic_store(&q->n, q->n + n); /* seq_cst: pairs with the re-check of an M that goes idle */
 }
 

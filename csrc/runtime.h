@@ -41,8 +41,9 @@ typedef struct Class {
     size_t g_size; /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
     size_t above;  /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
-    uint8_t index;    /* among the classes of the set */
-    bool own_threads; /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
+    uint8_t index;     /* among the classes of the set */
+    bool mask_signals; /* pool threads take no signals: the stacks are too small for handlers */
+    bool own_threads;  /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
     /* On g0: make the thread gp's / no one's.  resume may block. */
@@ -55,6 +56,8 @@ typedef struct Class {
     /* All Ms of the set are idle, nothing is runnable, no timer is set: a deadlock, unless someone unknown to the core can
      * wake a goroutine.  No lock is held.  Returns 0, or the ns after which to ask again. */
     int64_t (*idle)(Sched *sched);
+    /* The address of gp's first function, for a message (may be NULL). */
+    void *(*function)(G *gp);
     /* gp will run soon: what of it is not in the G (may be NULL). */
     void (*prefetch)(G *gp);
     /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
@@ -100,6 +103,8 @@ typedef enum WaitReason {
     WAIT_FUTURE,
     WAIT_IO_READ,
     WAIT_IO_WRITE,
+    WAIT_PARK,
+    WAIT_COND,
     WAIT_REASONS
 } WaitReason;
 const char *wait_reason_name(WaitReason r); /* Go's words: "chan receive" ... */
@@ -187,12 +192,13 @@ struct P {
     uintptr_t owner; /* atomic, see the file head */
     uint32_t id;
     Sched *set;
-    P *link; /* idle list; Sched.lock */
+    P *link;   /* idle list; Sched.lock */
+    bool idle; /* on the idle list; Sched.lock */
 
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    int64_t gdelta; /* goroutines started minus finished on this P */
+    int64_t gdelta;     /* goroutines started minus finished on this P */
     uint64_t goidcache, goidcacheend;
     GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
 
@@ -214,6 +220,7 @@ struct M {
     Gobuf g0; /* the scheduler's context of this thread */
     G *curg;  /* the goroutine that runs, or is about to */
     P *p;     /* may be stale when sysmon took it: p_enter tells */
+    P *oldp;  /* left for a call that blocks: the first choice afterwards; may be anybody's */
     Sched *set;
     G *thread_g; /* adopted threads: their own stack; NULL for pool threads */
 
@@ -280,7 +287,7 @@ struct Sched {
     uint32_t nslots;   /* Gs with a stack of Sched.cls, dead or alive; atomic */
     uint32_t npending; /* Starts that are not bound; atomic */
     GStack gfree[SET_CLASSES];
-    int64_t gdelta;    /* goroutines started minus finished without a P */
+    int64_t gdelta; /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
     M *midle;
@@ -299,6 +306,7 @@ extern Sched scheds[SETS];
 extern M *allm; /* atomic head of the list of all Ms */
 
 /* ---- tls ---- */
+void setm(M *mp);
 M *getm(void); /* the calling thread's M or NULL; never cached across a switch */
 static inline G *
 getg(void) /* the calling goroutine, or NULL on a thread that was never adopted */
@@ -308,6 +316,13 @@ getg(void) /* the calling goroutine, or NULL on a thread that was never adopted 
 }
 
 /* ---- proc.c ---- */
+/* Calls fn(arg) on a stack with room: g0's instead of 2 KiB.  No switch inside.  Go: runtime.systemstack */
+void systemstack(void (*fn)(void *), void *arg);
+/* The heap, so called. */
+void *g_malloc(size_t n);
+void *g_calloc(size_t n);
+void *g_realloc(void *p, size_t n);
+void g_free(void *p);
 /* Makes the set ready with n Ps.  Idempotent. */
 int schedinit(int set, const Class *cls, uint32_t nprocs);
 /* The calling thread's M; adopts the thread: thread_g (allocated by the caller, class filled in) becomes its G.  It must never be
@@ -334,6 +349,13 @@ bool gosched(void);
 /* Parks the calling goroutine.  unlockf runs on another stack once the goroutine is saved; false cancels the park.
  * Returns the wake code. */
 int gopark(bool (*unlockf)(G *, void *), void *lock, WaitReason reason);
+/* Round a call that blocks the thread, by goroutines of sets whose class does not tell sysmon: the P is handed off at once;
+ * afterwards the goroutine waits for its turn.  Go: runtime.entersyscallblock, exitsyscall */
+void entersyscallblock(void);
+void exitsyscall(void);
+/* The calling goroutine and its thread run nothing but each other.  Do not nest.  Go: runtime.LockOSThread */
+void lockosthread(void);
+void unlockosthread(void);
 int64_t num_goroutine(Sched *sched);
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);

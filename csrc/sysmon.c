@@ -183,13 +183,19 @@ sysmon(void *arg)
     }
 }
 
+static void
+start(void *arg)
+{
+    (void)arg;
+    if (sys_thread_start(sysmon, NULL, "gmp-sysmon", false) != GMP_OK)
+        atomic_store(&started, 0u); /* tried again by the next P that is put to use */
+}
+
 void
 sysmon_start(void)
 {
-    if (!atomic_cas(&started, 0u, 1u))
-        return;
-    if (sys_thread_start(sysmon, NULL, "gmp-sysmon", false) != GMP_OK)
-        atomic_store(&started, 0u); /* tried again by the next P that is put to use */
+    if (atomic_cas(&started, 0u, 1u))
+        systemstack(start, NULL);
 }
 
 void

@@ -39,7 +39,7 @@ getm(void)
     return tls_m;
 }
 
-static GMP_NOINLINE void
+GMP_NOINLINE void
 setm(M *mp)
 {
     tls_m = mp;
@@ -64,6 +64,7 @@ static void
 pidleput(Sched *sched, P *pp)
 {
     pp->link = sched->pidle;
+    pp->idle = true;
     sched->pidle = pp;
     atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the store in pidleget's caller, ordered by the lock */
     atomic_store(&sched->npidle, sched->npidle + 1);
@@ -72,10 +73,17 @@ pidleput(Sched *sched, P *pp)
 P *
 pidleget(Sched *sched, M *owner)
 {
-    P *pp = sched->pidle;
-    if (pp == NULL)
-        return NULL;
-    sched->pidle = pp->link;
+    return sched->pidle != NULL ? pidletake(sched, sched->pidle, owner) : NULL;
+}
+
+P *
+pidletake(Sched *sched, P *pp, M *owner)
+{
+    P **link = &sched->pidle;
+    while (*link != pp)
+        link = &(*link)->link;
+    *link = pp->link;
+    pp->idle = false;
     atomic_store(&sched->npidle, sched->npidle - 1);
     atomic_store_release(&pp->owner, (uintptr_t)owner); /* as above */
     sysmon_wake();
@@ -110,7 +118,7 @@ static M *
 midleget(Sched *sched)
 {
     M *mp = sched->midle;
-    while (mp != NULL && !mp->ispool)
+    while (mp != NULL && (!mp->ispool || mp->picky))
         mp = mp->link;
     for (M *other = sched->midle; mp == NULL && other != NULL; other = other->link)
         if (!other->picky)
@@ -142,7 +150,7 @@ mnew(Sched *sched)
     for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink)
         if (atomic_load_relaxed(&mp->dead) && mp->set == sched && atomic_cas(&mp->dead, true, false))
             return mp;
-    M *mp = calloc(1, sizeof *mp);
+    M *mp = sys_calloc(1, sizeof *mp);
     if (mp == NULL)
         return NULL;
     mp->set = sched;
@@ -159,6 +167,66 @@ static void
 mretire(M *mp)
 {
     atomic_store(&mp->dead, true);
+}
+
+typedef struct Newm {
+    Sched *sched;
+    P *pp;
+    bool spinning, done;
+} Newm;
+
+/* A new M to run a P.  On a stack with room.  Go: runtime.newm */
+static void
+newm(void *arg)
+{
+    Newm *nm = arg;
+    Sched *sched = nm->sched;
+    P *pp = nm->pp;
+    M *mp;
+    mutex_lock(&sched->lock);
+    bool room = sched->npool < MAX_THREADS;
+    if (room) {
+        sched->nm++;
+        sched->npool++;
+    }
+    mutex_unlock(&sched->lock);
+    int err = GMP_EAGAIN;
+    if (room && (mp = mnew(sched)) != NULL) {
+        mp->ispool = true;
+        mp->picky = false;
+        mp->oldp = NULL;
+        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
+        mp->nextp = pp;
+        mp->wakespinning = nm->spinning;
+        char name[16];
+        snprintf(name, sizeof name, "gmp-m%u", mp->id);
+        err = sys_thread_start(mstart, mp, name, !sched->cls->mask_signals);
+        nm->done = err == GMP_OK;
+        if (nm->done)
+            return;
+        mp->nextp = NULL;
+        mp->ispool = false;
+        mretire(mp);
+    }
+    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
+    mutex_lock(&sched->lock);
+    if (room) {
+        sched->nm--;
+        sched->npool--;
+    }
+    pidleput(sched, pp);
+    bool nobody = sched->nm == 0;
+    mutex_unlock(&sched->lock);
+    if (nm->spinning)
+        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    static uint32_t warned;
+    if (atomic_cas(&warned, 0u, 1u)) {
+        char msg[160];
+        int n = snprintf(msg, sizeof msg,
+                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
+                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
+        fwrite(msg, 1, (size_t)n, stderr);
+    }
 }
 
 /* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
@@ -190,48 +258,10 @@ startm(Sched *sched, P *pp, bool spinning)
         wakem(mp);
         return true;
     }
-    bool room = sched->npool < MAX_THREADS;
-    if (room) {
-        sched->nm++;
-        sched->npool++;
-    }
     mutex_unlock(&sched->lock);
-    int err = GMP_EAGAIN;
-    if (room && (mp = mnew(sched)) != NULL) {
-        mp->ispool = true;
-        mp->picky = false;
-        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
-        mp->nextp = pp;
-        mp->wakespinning = spinning;
-        char name[16];
-        snprintf(name, sizeof name, "gmp-m%u", mp->id);
-        err = sys_thread_start(mstart, mp, name, true);
-        if (err == GMP_OK)
-            return true;
-        mp->nextp = NULL;
-        mp->ispool = false;
-        mretire(mp);
-    }
-    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
-    mutex_lock(&sched->lock);
-    if (room) {
-        sched->nm--;
-        sched->npool--;
-    }
-    pidleput(sched, pp);
-    bool nobody = sched->nm == 0;
-    mutex_unlock(&sched->lock);
-    if (spinning)
-        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
-    static uint32_t warned;
-    if (atomic_cas(&warned, 0u, 1u)) {
-        char msg[160];
-        int n = snprintf(msg, sizeof msg,
-                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
-                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
-        fwrite(msg, 1, (size_t)n, stderr);
-    }
-    return false;
+    Newm nm = {sched, pp, spinning, false};
+    systemstack(newm, &nm);
+    return nm.done;
 }
 
 /* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
@@ -777,10 +807,10 @@ schedinit(int set, const Class *cls, uint32_t nprocs)
     if (nprocs == 0 || nprocs > MAX_PROCS)
         return GMP_EINVAL;
     for (uint32_t i = 0; i < nprocs; i++) {
-        P *pp = aligned_alloc(GMP_CACHELINE, sizeof(P));
+        P *pp = sys_aligned_alloc(GMP_CACHELINE, sizeof(P));
         if (pp == NULL) {
             while (i-- > 0)
-                free(sched->allp[i]);
+                sys_free(sched->allp[i]);
             return GMP_ENOMEM;
         }
         memset(pp, 0, sizeof *pp);

@@ -79,7 +79,7 @@ timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t se
     GMP_CHECK(t->index == 0);
     if (ts->len == ts->cap) {
         uint32_t cap = ts->cap ? ts->cap * 2 : 64;
-        TimerEntry *heap = realloc(ts->heap, cap * sizeof *heap);
+        TimerEntry *heap = g_realloc(ts->heap, cap * sizeof *heap);
         if (heap == NULL) {
             mutex_unlock(&ts->lock);
             return GMP_ENOMEM;
@@ -146,6 +146,6 @@ timers_clear(Timers *ts)
 {
     for (uint32_t i = 0; i < ts->len; i++)
         ts->heap[i].t->index = 0;
-    free(ts->heap);
+    g_free(ts->heap);
     *ts = (Timers){0};
 }
