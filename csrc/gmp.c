@@ -74,7 +74,7 @@ default_procs(void)
     long n = env != NULL ? strtol(env, &end, 10) : 0;
     if (env != NULL && n > 0 && *end == '\0')
         return n < MAX_PROCS ? (uint32_t)n : MAX_PROCS;
-    n = sys_ncpu();
+    n = sys_procs();
     return n < MAX_PROCS ? (uint32_t)n : MAX_PROCS;
 }
 
@@ -441,7 +441,16 @@ gmp_local_get(void)
     return ng != NULL ? ng->local : NULL;
 }
 
-/* ---- figures ---- */
+/* ---- Ps and figures ---- */
+
+int
+gmp_gomaxprocs(int n)
+{
+    if (n < 0 || n > MAX_PROCS)
+        return GMP_EINVAL;
+    int code = native_init();
+    return code == GMP_OK || code == GMP_ESHUTDOWN ? gomaxprocs(NATIVE_SET, (uint32_t)n) : code;
+}
 
 int
 gmp_get_stats(gmp_stats *out, size_t size)

@@ -149,9 +149,11 @@ static void
 ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
-    if (sched->np == 1)
-        return;     /* it is not idle: we have it */
-    atomic_fence(); /* pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues */
+    if (atomic_load_relaxed(&sched->np) == 1)
+        return; /* it is not idle: we have it */
+    /* Pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues. */
+    if (!next) /* else runqput has exchanged runnext */
+        atomic_fence();
     if (atomic_load(&sched->npidle) != 0)
         wakep(sched);
 }
@@ -245,7 +247,7 @@ goready_interrupt(G *gp, int code)
 /* ---- dead goroutines ---- */
 
 /* Sched.lock. */
-static void
+void
 gfree_push(Sched *sched, uint32_t ci, G *const *g, uint32_t n)
 {
     GStack *st = &sched->gfree[ci];
@@ -602,7 +604,7 @@ int64_t
 num_goroutine(Sched *sched)
 {
     int64_t n = atomic_load_relaxed(&sched->gdelta);
-    for (uint32_t i = 0; i < sched->np; i++)
+    for (uint32_t i = 0, all = nallp(sched); i < all; i++)
         n += atomic_load_relaxed(&sched->allp[i]->gdelta);
     return n;
 }
@@ -684,7 +686,7 @@ prefetch_queue(P *pp)
         return;
     const Class *cls = pp->set->cls;
     prefetch_g(cls, pp->runq[(h + 3) % RUNQ_SIZE]);
-    if (pp->set->np > 1)
+    if (atomic_load_relaxed(&pp->set->np) > 1)
         return;                              /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
     if (is_start(soon))
@@ -878,7 +880,7 @@ timer_arm(Sched *sched, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t 
     bool mine = pp != NULL && (atomic_load_relaxed(&pp->owner) & ~P_RUNNING) == (uintptr_t)mp;
     Timers *ts = mine ? &pp->timers : &sched->allp[0]->timers;
     int err = timer_add(ts, t, when, fn, arg, seq);
-    if (err == GMP_OK && atomic_load(&ts->next) == when)
+    if (err == GMP_OK && atomic_load(&atomic_load_relaxed(&t->heap)->next) == when)
         wake_sleeper(sched, when);
     return err;
 }

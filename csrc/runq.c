@@ -32,7 +32,7 @@ runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
 static inline bool
 sole_consumer(P *pp)
 {
-    return pp->set->np == 1;
+    return atomic_load_relaxed(&pp->set->np) == 1;
 }
 
 /* Puts gp on the local queue; with next, in runnext, whose goroutine moves to the tail.  Owner only.
@@ -131,8 +131,11 @@ runqlen(P *pp)
     return t - h + (atomic_load_relaxed(&pp->runnext) != NULL);
 }
 
-/* Copies half of victim's queue to batch (a ring that starts at batchhead) and takes it out.  Any M.  Go: runtime.runqgrab;
- * differs: no 3 us wait before runnext is stolen, the caller asks for it only on its last round. */
+#define STEAL_NEXT_US 3 /* asked for; Linux makes some 55 of it */
+
+/* Copies half of victim's queue to batch (a ring that starts at batchhead) and takes it out.  Any M.
+ * runnext of a P that runs a goroutine is left alone for a moment, and for good if the P has scheduled meanwhile: the one
+ * that put it there is often about to wait for it.  Go: runtime.runqgrab; differs: Go steals it even so. */
 static uint32_t
 runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
 {
@@ -147,6 +150,12 @@ runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
             G *next = atomic_load_relaxed(&victim->runnext);
             if (next == NULL)
                 return 0;
+            if ((atomic_load_relaxed(&victim->owner) & P_RUNNING) != 0) {
+                uint32_t tick = atomic_load_relaxed(&victim->schedtick);
+                sys_usleep(STEAL_NEXT_US);
+                if (atomic_load_relaxed(&victim->schedtick) != tick)
+                    return 0;
+            }
             if (!atomic_cas(&victim->runnext, next, (G *)NULL))
                 continue;
             atomic_store_relaxed(&batch[batchhead % RUNQ_SIZE], next);
@@ -229,7 +238,7 @@ globrunqget(Sched *sched, P *pp, uint32_t max)
     GQueue *q = &sched->runq;
     if (q->n == 0)
         return NULL;
-    uint32_t n = q->n / sched->np + 1;
+    uint32_t n = q->n / atomic_load_relaxed(&sched->np) + 1;
     if (n > q->n)
         n = q->n;
     if (max > 0 && n > max)

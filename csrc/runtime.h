@@ -72,7 +72,7 @@ struct Timer {
     uint32_t seq;  /* handed to fn, so that a firing that lost a race is recognised */
     TimerFn fn;    /* called without locks by whoever runs the timers; must not block */
     void *arg;
-    struct Timers *heap; /* where it is, or was last */
+    struct Timers *heap; /* atomic: where it is, or was last */
 };
 typedef struct TimerEntry {
     int64_t when;
@@ -81,8 +81,9 @@ typedef struct TimerEntry {
 typedef struct Timers {
     Mutex lock;
     uint32_t len, cap;
-    TimerEntry *heap; /* 4-ary, by when */
-    int64_t next;     /* atomic: heap[0].when, or 0 when empty */
+    TimerEntry *heap;    /* 4-ary, by when */
+    int64_t next;        /* atomic: heap[0].when, or 0 when empty */
+    struct Timers *heir; /* where timers go instead, when the P is no more; lock */
 } Timers;
 
 /* ---- G ---- */
@@ -278,8 +279,12 @@ enum { SET_PYTHON, SET_NATIVE, SETS };
 struct Sched {
     const Class *cls;
     int set;
-    P *allp[MAX_PROCS];
-    uint32_t np;
+    P *allp[MAX_PROCS]; /* entries below nallp never change */
+    uint32_t nallp;     /* Ps ever made; Mutex resizing */
+    uint32_t np;        /* those in use; atomic; changed by who holds all Ps, under the lock */
+    Mutex resizing;     /* taken before all others */
+    uint32_t ncoprimes; /* step widths for stealwork; stable while one has a P in the scheduler */
+    uint16_t coprimes[MAX_PROCS];
 
     Mutex lock;
     GQueue runq;       /* the global queue */
@@ -303,6 +308,11 @@ struct Sched {
 };
 
 extern Sched scheds[SETS];
+static inline uint32_t
+nallp(Sched *sched)
+{
+    return atomic_load_acquire(&sched->nallp); /* pairs with the release in make_ps */
+}
 extern M *allm; /* atomic head of the list of all Ms */
 
 /* ---- tls ---- */
@@ -357,6 +367,8 @@ void exitsyscall(void);
 void lockosthread(void);
 void unlockosthread(void);
 int64_t num_goroutine(Sched *sched);
+/* Gives the set n Ps (0: changes nothing).  How many there were, or GMP_E...  Go: runtime.GOMAXPROCS */
+int gomaxprocs(Sched *sched, uint32_t n);
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);
 /* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */
@@ -410,6 +422,8 @@ bool timer_del(Timer *t);                                                       
 /* Runs what is due.  Returns when the next one is due, or 0. */
 int64_t timers_run(Timers *ts, int64_t now);
 void timers_clear(Timers *ts);
+int timers_move(Timers *from, Timers *to); /* and all that are added later, until timers_reopen; GMP_ENOMEM */
+void timers_reopen(Timers *ts);
 
 /* ---- sysmon.c ---- */
 void sysmon_start(void);

@@ -75,7 +75,10 @@ bool sys_thread_freeze(uint64_t tid);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
-int sys_ncpu(void); /* CPUs in the affinity mask */
+int sys_ncpu(void);  /* CPUs in the affinity mask */
+int sys_procs(void); /* the same, or the CPUs' worth of time that the process may use, if that is less */
+double sys_cpu_quota(const char *root); /* that limit, 0 for none; /proc and /sys are looked for below root (tests) */
+int sys_procs_within(int ncpu, double quota);
 /* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The
  * same thread hands what it got to sys_sigstack_free before it ends (NULL is allowed). */
 void *sys_sigstack_install(void);

@@ -60,7 +60,7 @@ wakem(M *mp)
         netpoll_break();
 }
 
-static void
+void
 pidleput(Sched *sched, P *pp)
 {
     pp->link = sched->pidle;
@@ -280,7 +280,7 @@ int64_t
 earliest_timer(Sched *sched)
 {
     int64_t least = 0;
-    for (uint32_t i = 0; i < sched->np; i++) {
+    for (uint32_t i = 0, all = nallp(sched); i < all; i++) {
         int64_t next = atomic_load(&sched->allp[i]->timers.next);
         if (next != 0 && (least == 0 || next < least))
             least = next;
@@ -317,7 +317,7 @@ handoffp(P *pp)
         return;
     }
     /* Nobody is idle and nobody looks for work: there may be some to steal. */
-    if (sched->np > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
+    if (atomic_load_relaxed(&sched->np) > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
         atomic_cas(&sched->nmspinning, 0u, 1u)) {
         startm(sched, pp, true);
         return;
@@ -426,27 +426,35 @@ go_home(Sched *sched, M *mp, G *gp)
     mutex_unlock(&sched->lock);
 }
 
-/* Go: runtime.stealWork; differs: no timers are stolen, the sleeper sees them all. */
+/* Looks through the other Ps four times, in a random order each; the last time also for timers that are due and for runnext.
+ * Go: runtime.stealWork */
 static G *
 stealwork(M *mp, P *pp)
 {
     Sched *sched = mp->set;
-    if (sched->np == 1)
+    uint32_t np = sched->np;
+    if (np == 1)
         return NULL;
     if (!mp->spinning) {
         /* At most half of the busy Ps are looked through by spinners. */
-        if (2 * atomic_load(&sched->nmspinning) >= sched->np - atomic_load(&sched->npidle))
+        if (2 * atomic_load(&sched->nmspinning) >= np - atomic_load(&sched->npidle))
             return NULL;
         mp->spinning = true;
         atomic_xadd(&sched->nmspinning, 1u);
     }
     for (int pass = 0; pass < 4; pass++) {
-        uint32_t start = cheaprand();
-        for (uint32_t i = 0; i < sched->np; i++) {
-            P *victim = sched->allp[(start + i) % sched->np];
+        uint32_t r = cheaprand(), at = r % np, step = sched->coprimes[r / np % sched->ncoprimes];
+        for (uint32_t i = 0; i < np; i++, at = (at + step) % np) {
+            P *victim = sched->allp[at];
+            G *gp;
             if (victim == pp)
                 continue;
-            G *gp = runqsteal(pp, victim, pass == 3);
+            if (pass == 3 && atomic_load(&victim->timers.next) != 0) {
+                timers_run(&victim->timers, nanotime());
+                if ((gp = runqget(pp)) != NULL) /* whom they woke */
+                    return gp;
+            }
+            gp = runqsteal(pp, victim, pass == 3);
             if (gp != NULL)
                 return gp;
         }
@@ -460,7 +468,8 @@ work_left(Sched *sched)
 {
     if (atomic_load(&sched->runq.n) != 0)
         return true;
-    for (uint32_t i = 0; sched->np > 1 && i < sched->np; i++)
+    uint32_t np = atomic_load(&sched->np);
+    for (uint32_t i = 0; np > 1 && i < np; i++)
         if (!runqempty(sched->allp[i]))
             return true;
     return false;
@@ -611,9 +620,8 @@ findrunnable(M *mp)
             }
             mp->p = pp;
         }
-        for (uint32_t i = 0; i < sched->np; i++) /* an idle P's timers are everybody's */
-            if (atomic_load(&sched->allp[i]->timers.next) != 0)
-                timers_run(&sched->allp[i]->timers, nanotime());
+        if (atomic_load(&pp->timers.next) != 0)
+            timers_run(&pp->timers, nanotime());
         if ((gp = fair_turn(sched, pp)) != NULL)
             return gp;
         if ((gp = runqget(pp)) != NULL)
@@ -798,37 +806,6 @@ disown_thread(M *mp)
 
 /* ---- start and end ---- */
 
-int
-schedinit(int set, const Class *cls, uint32_t nprocs)
-{
-    Sched *sched = &scheds[set];
-    if (sched->np != 0)
-        return GMP_OK;
-    if (nprocs == 0 || nprocs > MAX_PROCS)
-        return GMP_EINVAL;
-    for (uint32_t i = 0; i < nprocs; i++) {
-        P *pp = sys_aligned_alloc(GMP_CACHELINE, sizeof(P));
-        if (pp == NULL) {
-            while (i-- > 0)
-                sys_free(sched->allp[i]);
-            return GMP_ENOMEM;
-        }
-        memset(pp, 0, sizeof *pp);
-        pp->id = i;
-        pp->set = sched;
-        sched->allp[i] = pp;
-    }
-    sched->cls = cls;
-    sched->set = set;
-    mutex_lock(&sched->lock);
-    for (uint32_t i = nprocs; i-- > 0;)
-        pidleput(sched, sched->allp[i]);
-    atomic_store(&sched->np, nprocs);
-    mutex_unlock(&sched->lock);
-    sysmon_start();
-    return GMP_OK;
-}
-
 void
 sched_stop(Sched *sched)
 {
@@ -870,7 +847,8 @@ sched_afterfork_child(Sched *sched)
         sched->gfree[c].n = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
-    for (uint32_t i = sched->np; i-- > 0;) {
+    sched->resizing = (Mutex){0};
+    for (uint32_t i = sched->nallp; i-- > 0;) {
         P *pp = sched->allp[i];
         pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
         pp->runqhead = pp->runqtail = 0;
@@ -878,7 +856,9 @@ sched_afterfork_child(Sched *sched)
         for (int c = 0; c < SET_CLASSES; c++)
             pp->gfree[c].n = 0;
         pp->gdelta = 0;
-        pidleput(sched, pp);
+        pp->idle = false;
+        if (i < sched->np)
+            pidleput(sched, pp);
     }
     if (goroutine)
         sched->gdelta = 1;

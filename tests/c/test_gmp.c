@@ -715,6 +715,117 @@ TEST_PROCS(gmp_lock_os_thread_keeps_the_thread)
     CHECK_EQ(counter, 12);
 }
 
+/* ---- the number of Ps ---- */
+
+static void
+sleeper(void *arg)
+{
+    int64_t before = gmp_nanotime();
+
+    OK(gmp_sleep((int64_t)(intptr_t)arg));
+    CHECK(gmp_nanotime() - before >= (int64_t)(intptr_t)arg);
+    count(NULL);
+}
+
+static void
+resizes(void *arg)
+{
+    (void)arg;
+    for (int i = 0; i < 20; i++) {
+        CHECK(gmp_gomaxprocs(1 + i * 7 % 5) > 0);
+        OK(gmp_sleep(MS / 20));
+    }
+    count(NULL);
+}
+
+/* While goroutines yield, sleep, spawn, pass values and spin, by a thread and by goroutines at once: none is lost. */
+TEST_PROCS(gmp_gomaxprocs_changes)
+{
+    enum { N = 10 };
+    static Ring ring[N];
+    gmp_chan *ch[N];
+    int64_t x = 0;
+    int times = (int)scaled(3000);
+    long n = 0;
+    static long flag;
+    gmp_stats st;
+
+    for (int i = 0; i < N; i++)
+        OK(gmp_chan_new(&ch[i], sizeof x, i == 0));
+    for (int i = 0; i < N; i++, n++) {
+        ring[i] = (Ring){ch[i], ch[(i + 1) % N], scaled(2000)};
+        OK(gmp_go(passes_on, &ring[i], 1 + i % 3));
+    }
+    OK(gmp_chan_send(ch[0], &x, sizeof x, -1));
+    OK(gmp_go(spins, &flag, GMP_STACK_2K));
+    for (int i = 0; i < 40; i++, n += 2) {
+        OK(gmp_go(yielder, &times, 1 + i % 3));
+        OK(gmp_go(sleeper, (void *)(intptr_t)(i * MS / 4), 1 + i % 3));
+    }
+    for (int i = 0; i < 3; i++, n++)
+        OK(gmp_go(resizes, NULL, GMP_STACK_2K));
+    for (int i = 0; i < 40; i++) {
+        CHECK(gmp_gomaxprocs(1 + i * 5 % 9) >= 1);
+        if (i % 3)
+            OK(gmp_sleep(MS / 10));
+        OK(gmp_go(count, NULL, GMP_STACK_2K));
+        n++;
+    }
+    atomic_store(&flag, 1);
+    CHECK_EQ(gmp_gomaxprocs(-1), GMP_EINVAL);
+    CHECK_EQ(gmp_gomaxprocs(257), GMP_EINVAL);
+    all_ended();
+    CHECK_EQ(counter, n + 1);
+    CHECK(gmp_gomaxprocs(256) >= 1);
+    CHECK_EQ(gmp_gomaxprocs(3), 256);
+    CHECK_EQ(gmp_gomaxprocs(0), 3);
+    OK(gmp_init(0));
+    for (int i = 0; i < 1000; i++)
+        OK(gmp_go(count, NULL, GMP_STACK_2K));
+    all_ended();
+    CHECK_EQ(counter, n + 1001);
+    OK(gmp_get_stats(&st, sizeof st));
+    CHECK_EQ(st.procs, 3);
+    CHECK(st.idle_procs <= 3);
+    for (int i = 0; i < N; i++)
+        if (i != 0)
+            OK(gmp_chan_free(ch[i]));
+}
+
+/* A timer of a P that goes fires all the same. */
+TEST(gmp_gomaxprocs_keeps_timers)
+{
+    OK(gmp_init(4));
+    for (int i = 0; i < 200; i++)
+        OK(gmp_go(sleeper, (void *)(intptr_t)((20 + i % 10) * MS), GMP_STACK_2K));
+    OK(gmp_sleep(5 * MS));
+    CHECK_EQ(gmp_gomaxprocs(1), 4);
+    CHECK_EQ(gmp_gomaxprocs(3), 1);
+    CHECK_EQ(gmp_gomaxprocs(2), 3);
+    all_ended();
+    CHECK_EQ(counter, 200);
+}
+
+static void
+procs_by_environment(void *arg)
+{
+    setenv("GMPMAXPROCS", arg, 1);
+    fprintf(stderr, "procs %d\n", gmp_gomaxprocs(0));
+}
+
+TEST(gmp_gomaxprocs_by_environment)
+{
+    char want[32];
+
+    CHECK_PRINTS(procs_by_environment, "7", "procs 7\n");
+    CHECK_PRINTS(procs_by_environment, "100000", "procs 256\n");
+    snprintf(want, sizeof want, "procs %d\n", sys_procs());
+    CHECK_PRINTS(procs_by_environment, "0", want);
+    CHECK_PRINTS(procs_by_environment, "-1", want);
+    CHECK_PRINTS(procs_by_environment, "2x", want);
+    CHECK_PRINTS(procs_by_environment, "", want);
+}
+
 /* ---- bad arguments ---- */
 
 TEST(gmp_bad_arguments)
