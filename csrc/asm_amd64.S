@@ -1,4 +1,4 @@
-/* asm_amd64.S: gmp_switch and gmp_trampoline for x86-64, System V ABI.
+/* asm_amd64.S: gmp_switch, gmp_call_on and gmp_trampoline for x86-64, System V ABI.
  *
  * A parked context, from its saved stack pointer upwards (gobuf_init builds the same):
  *     r15 r14 r13 r12 rbx rbp | return address
@@ -73,6 +73,29 @@ SYM(gmp_switch):                        /* rdi = save_sp, rsi = to_sp */
     ret
     .cfi_endproc
     END(gmp_switch)
+
+    .globl SYM(gmp_call_on)
+    HIDDEN(gmp_call_on)
+    FUNC(gmp_call_on)
+    .p2align 4
+SYM(gmp_call_on):                       /* rdi = sp, rsi = fn, rdx = arg */
+    .cfi_startproc
+    endbr64
+    pushq %rbp
+    .cfi_adjust_cfa_offset 8
+    .cfi_rel_offset %rbp, 0
+    movq %rsp, %rbp
+    .cfi_def_cfa_register %rbp
+    andq $-16, %rdi
+    movq %rdi, %rsp
+    movq %rdx, %rdi
+    callq *%rsi
+    movq %rbp, %rsp
+    popq %rbp
+    .cfi_def_cfa %rsp, 8
+    ret
+    .cfi_endproc
+    END(gmp_call_on)
 
     .globl SYM(gmp_trampoline)
     HIDDEN(gmp_trampoline)

@@ -99,6 +99,33 @@ SYM(gmp_switch):                        /* x0 = save_sp, x1 = to_sp */
     .cfi_endproc
     END(gmp_switch)
 
+    .globl SYM(gmp_call_on)
+    HIDDEN(gmp_call_on)
+    FUNC(gmp_call_on)
+    .p2align 4
+SYM(gmp_call_on):                       /* x0 = sp, x1 = fn, x2 = arg */
+    .cfi_startproc
+    BTI_C
+    stp x29, x30, [sp, #-16]!
+    .cfi_adjust_cfa_offset 16
+    .cfi_rel_offset x29, 0
+    .cfi_rel_offset x30, 8
+    mov x29, sp
+    .cfi_def_cfa_register x29
+    and x0, x0, #-16
+    mov sp, x0
+    mov x0, x2
+    blr x1
+    mov sp, x29
+    .cfi_def_cfa_register sp
+    ldp x29, x30, [sp], #16
+    .cfi_adjust_cfa_offset -16
+    .cfi_restore x29
+    .cfi_restore x30
+    ret
+    .cfi_endproc
+    END(gmp_call_on)
+
     .globl SYM(gmp_trampoline)
     HIDDEN(gmp_trampoline)
     FUNC(gmp_trampoline)

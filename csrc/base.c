@@ -62,7 +62,7 @@ gmp_strerror(int code)
     case GMP_ENOMEM:
         return "out of memory";
     case GMP_EAGAIN:
-        return "the system has no thread or memory map left";
+        return "the system has no thread, memory map or descriptor left";
     case GMP_ETIMEDOUT:
         return "timed out";
     case GMP_ECLOSED:
@@ -75,6 +75,8 @@ gmp_strerror(int code)
         return "interrupted by a signal";
     case GMP_ESTATE:
         return "wrong state for this operation";
+    case GMP_EIO:
+        return "a system call failed";
     default:
         return "unknown error";
     }

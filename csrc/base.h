@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "errors.h"
+#include "gmp.h"
 
 #define GMP_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GMP_UNLIKELY(x) __builtin_expect(!!(x), 0)

@@ -144,7 +144,7 @@ chan_init(Hchan *c, size_t elemsize, size_t size)
     if (elemsize > 1 << 16 || (elemsize != 0 && size > (size_t)PTRDIFF_MAX / elemsize))
         return GMP_EINVAL;
     if (size != 0) {
-        c->buf = malloc(elemsize != 0 ? size * elemsize : 1);
+        c->buf = g_malloc(elemsize != 0 ? size * elemsize : 1);
         if (c->buf == NULL)
             return GMP_ENOMEM;
     }
@@ -155,7 +155,7 @@ void
 chan_term(Hchan *c)
 {
     GMP_CHECK(c->recvq.first == NULL && c->sendq.first == NULL);
-    free(c->buf);
+    g_free(c->buf);
     c->buf = NULL;
 }
 
@@ -507,11 +507,11 @@ selectgo(Scase *cases, int ncases, int64_t timeout, bool *ok)
     if (ncases < 0 || ncases > UINT16_MAX)
         return GMP_EINVAL;
     if (ncases > SELECT_INLINE) {
-        st.sudogs = malloc((size_t)ncases * sizeof(Sudog));
-        st.lockorder = malloc((size_t)ncases * 2 * sizeof(uint16_t));
+        st.sudogs = g_malloc((size_t)ncases * sizeof(Sudog));
+        st.lockorder = g_malloc((size_t)ncases * 2 * sizeof(uint16_t));
         if (st.sudogs == NULL || st.lockorder == NULL) {
-            free(st.sudogs);
-            free(st.lockorder);
+            g_free(st.sudogs);
+            g_free(st.lockorder);
             return GMP_ENOMEM;
         }
     }
@@ -534,8 +534,8 @@ selectgo(Scase *cases, int ncases, int64_t timeout, bool *ok)
     else
         r = select_locked(&st, pollorder, timeout, ok);
     if (ncases > SELECT_INLINE) {
-        free(st.sudogs);
-        free(st.lockorder);
+        g_free(st.sudogs);
+        g_free(st.lockorder);
     }
     return r;
 }

@@ -30,6 +30,8 @@ typedef struct Gobuf {
 
 /* asm_amd64.S / asm_arm64.S */
 GMP_HIDDEN void gmp_switch(void **save_sp, void *to_sp);
+/* Calls fn(arg) on the stack that ends at sp, and returns. */
+GMP_HIDDEN void gmp_call_on(void *sp, void (*fn)(void *), void *arg);
 GMP_HIDDEN void gmp_trampoline(void); /* first return address of a new context: calls entry(arg), which never returns */
 
 /* Prepares buf so that the first switch to it calls entry(arg) on the stack that ends (exclusively) at top.

@@ -32,7 +32,7 @@ pdalloc(void)
 {
     mutex_lock(&free_lock);
     if (free_list == NULL) {
-        PollDesc *chunk = aligned_alloc(GMP_CACHELINE, PD_CHUNK * ((sizeof(PollDesc) + 63) / 64 * 64));
+        PollDesc *chunk = sys_aligned_alloc(GMP_CACHELINE, PD_CHUNK * ((sizeof(PollDesc) + 63) / 64 * 64));
         if (chunk == NULL) {
             mutex_unlock(&free_lock);
             return NULL;

@@ -41,8 +41,105 @@ wait_reason_name(WaitReason r)
         [WAIT_FUTURE] = "future",
         [WAIT_IO_READ] = "IO wait (read)",
         [WAIT_IO_WRITE] = "IO wait (write)",
+        [WAIT_PARK] = "park",
+        [WAIT_COND] = "sync.Cond.Wait",
     };
     return (unsigned)r < WAIT_REASONS ? names[r] : "?";
+}
+
+/* ---- small stacks ---- */
+
+void
+systemstack(void (*fn)(void *), void *arg)
+{
+#if !defined(GMP_ASAN) && !defined(GMP_TSAN) /* there the smallest stack has 64 KiB */
+    M *mp = getm();
+    G *gp = mp != NULL ? mp->curg : NULL;
+    /* While gp runs, g0 is saved, and what lies below its stack pointer is free. */
+    if (gp != NULL && gp->stackclass == STACK_2K && gp->stack_lo != NULL && mp->g0.sp != NULL &&
+        (uintptr_t)&mp - (uintptr_t)gp->stack_lo < stack_class_size(STACK_2K)) {
+        gmp_call_on(mp->g0.sp, fn, arg);
+        return;
+    }
+#endif
+    fn(arg);
+}
+
+typedef struct Heap {
+    void *p;
+    size_t n;
+} Heap;
+
+static void
+heap_malloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_malloc(((Heap *)arg)->n);
+}
+
+static void
+heap_calloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_calloc(1, ((Heap *)arg)->n);
+}
+
+static void
+heap_realloc(void *arg)
+{
+    ((Heap *)arg)->p = sys_realloc(((Heap *)arg)->p, ((Heap *)arg)->n);
+}
+
+static void
+heap_free(void *p)
+{
+    sys_free(p);
+}
+
+void *
+g_malloc(size_t n)
+{
+    Heap h = {NULL, n};
+    systemstack(heap_malloc, &h);
+    return h.p;
+}
+
+void *
+g_calloc(size_t n)
+{
+    Heap h = {NULL, n};
+    systemstack(heap_calloc, &h);
+    return h.p;
+}
+
+void *
+g_realloc(void *p, size_t n)
+{
+    Heap h = {p, n};
+    systemstack(heap_realloc, &h);
+    return h.p;
+}
+
+void
+g_free(void *p)
+{
+    systemstack(heap_free, p);
+}
+
+static GMP_NORETURN GMP_COLD void
+overflowed(void *arg)
+{
+    G *gp = arg;
+    gmp_throw("stack overflow: goroutine %llu has overrun its 2 KiB stack; its class is %s, its function's address %p",
+              (unsigned long long)gp->goid, gp->cls->name, gp->cls->function != NULL ? gp->cls->function(gp) : NULL);
+}
+
+/* A goroutine on a 2 KiB stack leaves it: was it enough?  The canary tells when it went too deep before, the address when it
+ * is too deep now. */
+static inline void
+check_stack(G *gp)
+{
+    if (GMP_UNLIKELY(gp->stackclass == STACK_2K) && gp->stack_lo != NULL &&
+        GMP_UNLIKELY(!stack_canary_ok(gp->stack_lo) || (char *)__builtin_frame_address(0) < (char *)gp->stack_lo))
+        systemstack(overflowed, gp);
 }
 
 /* ---- making goroutines runnable ---- */
@@ -52,9 +149,11 @@ static void
 ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
-    if (sched->np == 1)
-        return;     /* it is not idle: we have it */
-    atomic_fence(); /* pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues */
+    if (atomic_load_relaxed(&sched->np) == 1)
+        return; /* it is not idle: we have it */
+    /* Pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues. */
+    if (!next) /* else runqput has exchanged runnext */
+        atomic_fence();
     if (atomic_load(&sched->npidle) != 0)
         wakep(sched);
 }
@@ -147,6 +246,39 @@ goready_interrupt(G *gp, int code)
 
 /* ---- dead goroutines ---- */
 
+/* Sched.lock. */
+void
+gfree_push(Sched *sched, uint32_t ci, G *const *g, uint32_t n)
+{
+    GStack *st = &sched->gfree[ci];
+    memcpy(st->g + st->n, g, n * sizeof(G *));
+    stat_add(&st->n, n);
+}
+
+/* Counts one more goroutine of the class in. */
+static int
+gfree_reserve(GStack *st)
+{
+    if (st->ever == st->cap) {
+        uint32_t cap = st->cap != 0 ? st->cap * 2 : GFREE_MAX;
+        G **g = sys_realloc(st->g, cap * sizeof(G *));
+        if (g == NULL)
+            return GMP_ENOMEM;
+        st->g = g;
+        st->cap = cap;
+    }
+    st->ever++;
+    return GMP_OK;
+}
+
+static void
+gfree_push1(Sched *sched, G *gp)
+{
+    mutex_lock(&sched->lock);
+    gfree_push(sched, gp->cls->index, &gp, 1);
+    mutex_unlock(&sched->lock);
+}
+
 /* Go: runtime.gfput; differs: stacks are kept, only deep ones are trimmed. */
 static void
 gfput(Sched *sched, P *pp, G *gp)
@@ -166,69 +298,81 @@ gfput(Sched *sched, P *pp, G *gp)
         }
         gp->reused = true;
     }
+    uint32_t ci = gp->cls->index;
     if (pp == NULL) {
         mutex_lock(&sched->lock);
         stat_add(&sched->gdelta, -1);
-        sched->gfree[sched->ngfree] = gp;
-        stat_add(&sched->ngfree, 1);
+        gfree_push(sched, ci, &gp, 1);
         mutex_unlock(&sched->lock);
         return;
     }
     stat_add(&pp->gdelta, -1);
-    pp->gfree[pp->ngfree++] = gp;
-    if (pp->ngfree < GFREE_MAX)
+    GFree *f = &pp->gfree[ci];
+    f->g[f->n++] = gp;
+    if (f->n < GFREE_MAX)
         return;
-    pp->ngfree -= GFREE_MAX / 2;
+    f->n -= GFREE_MAX / 2;
     mutex_lock(&sched->lock);
-    memcpy(sched->gfree + sched->ngfree, pp->gfree + pp->ngfree, GFREE_MAX / 2 * sizeof(G *));
-    stat_add(&sched->ngfree, GFREE_MAX / 2);
+    gfree_push(sched, ci, f->g + f->n, GFREE_MAX / 2);
     mutex_unlock(&sched->lock);
 }
 
 /* In the scheduler if pp is not NULL.  NULL when there is none.  Go: runtime.gfget */
 static G *
-gfget(Sched *sched, P *pp)
+gfget(Sched *sched, P *pp, const Class *cls)
 {
-    if (pp == NULL || pp->ngfree == 0) {
-        if (atomic_load_relaxed(&sched->ngfree) == 0)
+    GFree *f = pp != NULL ? &pp->gfree[cls->index] : NULL;
+    if (f == NULL || f->n == 0) {
+        GStack *st = &sched->gfree[cls->index];
+        if (atomic_load_relaxed(&st->n) == 0)
             return NULL;
         mutex_lock(&sched->lock);
-        uint32_t n = pp != NULL ? GFREE_MAX / 2 : 1;
-        if (n > sched->ngfree)
-            n = sched->ngfree;
-        stat_add(&sched->ngfree, -n);
-        G **from = sched->gfree + sched->ngfree;
+        uint32_t n = f != NULL ? GFREE_MAX / 2 : 1;
+        if (n > st->n)
+            n = st->n;
+        stat_add(&st->n, -n);
+        G **from = st->g + st->n;
         G *gp = n != 0 ? from[0] : NULL;
-        if (pp != NULL) {
-            memcpy(pp->gfree, from, n * sizeof(G *));
-            pp->ngfree = n;
+        if (f != NULL) {
+            memcpy(f->g, from, n * sizeof(G *));
+            f->n = n;
         }
         mutex_unlock(&sched->lock);
-        if (pp == NULL || n == 0)
+        if (f == NULL || n == 0)
             return gp;
     }
-    uint32_t n = --pp->ngfree;
+    uint32_t n = --f->n;
     if (n >= 2)
-        prefetch_g(sched->cls, pp->gfree[n - 2]); /* a burst of spawns waits for memory more than for anything else */
-    return pp->gfree[n];
+        prefetch_g(cls, f->g[n - 2]); /* a burst of spawns waits for memory more than for anything else */
+    return f->g[n];
 }
 
 int
-gcount(Sched *sched)
+gcount(Sched *sched, const Class *cls)
 {
     mutex_lock(&sched->lock);
     int code = globrunqreserve(sched, sched->ngs + 1);
+    if (code == GMP_OK && cls != NULL)
+        code = gfree_reserve(&sched->gfree[cls->index]);
     if (code == GMP_OK)
         sched->ngs++;
     mutex_unlock(&sched->lock);
     return code;
 }
 
-/* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
-static G *
-malg(Sched *sched)
+void
+guncount(Sched *sched, const Class *cls)
 {
-    const Class *cls = sched->cls;
+    mutex_lock(&sched->lock);
+    sched->ngs--;
+    if (cls != NULL)
+        sched->gfree[cls->index].ever--;
+    mutex_unlock(&sched->lock);
+}
+
+static G *
+malg_here(Sched *sched, const Class *cls)
+{
     char *lo = stack_alloc(cls->stack);
     if (lo == NULL)
         return NULL;
@@ -239,14 +383,42 @@ malg(Sched *sched)
     gp->stackclass = (uint8_t)cls->stack;
     gp->parkseq = 1;
     gobuf_set_stack(&gp->sched, lo, (size_t)((char *)gp - lo));
-    if (gcount(sched) < 0 || (cls->create != NULL && cls->create(gp) < 0)) {
+    if (gcount(sched, cls) < 0) {
+        stack_free(cls->stack, lo);
+        return NULL;
+    }
+    if (cls->create != NULL && cls->create(gp) < 0) {
+        guncount(sched, cls);
         stack_free(cls->stack, lo);
         return NULL;
     }
     gp->stack_lo = lo;
     gp->status = G_DEAD;
-    atomic_xadd_relaxed(&sched->nslots, 1u);
+    if (cls == sched->cls)
+        atomic_xadd_relaxed(&sched->nslots, 1u);
     return gp;
+}
+
+typedef struct Malg {
+    Sched *sched;
+    const Class *cls;
+    G *gp;
+} Malg;
+
+static void
+malg_call(void *arg)
+{
+    Malg *m = arg;
+    m->gp = malg_here(m->sched, m->cls);
+}
+
+/* A new slot with its G at the top.  Not in the scheduler: create may run foreign code.  Go: runtime.malg */
+static G *
+malg(Sched *sched, const Class *cls)
+{
+    Malg m = {sched, cls, NULL};
+    systemstack(malg_call, &m);
+    return m.gp;
 }
 
 static void finish_switch(void);
@@ -324,17 +496,17 @@ slots_promised(Sched *sched)
 
 /* Go: runtime.newproc + newproc1; differs: the G is filled in by a callback, because it is class-specific. */
 uint64_t
-newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+newproc_class(Sched *sched, const Class *cls, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
 {
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
     G *gp = NULL;
     if (GMP_LIKELY(sched->cls->start_fill == NULL || num_pending(sched) == 0) || !slots_promised(sched))
-        gp = gfget(sched, pp);
+        gp = gfget(sched, pp, cls);
     if (GMP_UNLIKELY(gp == NULL)) {
         if (pp != NULL)
             p_exit(mp, pp);
-        gp = malg(sched);
+        gp = malg(sched, cls);
         if (gp == NULL)
             return 0;
         mp = getm();
@@ -346,6 +518,12 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
     set_status(gp, G_DEAD, G_RUNNABLE);
     enqueue_new(sched, mp, pp, gp);
     return goid;
+}
+
+uint64_t
+newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg)
+{
+    return newproc_class(sched, sched->cls, entry, fill, arg);
 }
 
 #define LONG_QUEUE 16
@@ -364,13 +542,10 @@ int
 newproc_later(Sched *sched, Start *st)
 {
     if (slots_promised(sched)) {
-        G *gp = malg(sched);
+        G *gp = malg(sched, sched->cls);
         if (gp == NULL)
             return GMP_ENOMEM;
-        mutex_lock(&sched->lock);
-        sched->gfree[sched->ngfree] = gp;
-        stat_add(&sched->ngfree, 1);
-        mutex_unlock(&sched->lock);
+        gfree_push1(sched, gp);
     }
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
@@ -392,7 +567,7 @@ bind(Sched *sched, P *pp, Start *st)
             return st->gp;
         cpu_relax(); /* somebody is at it, and may yet find no G */
     }
-    G *gp = gfget(sched, pp);
+    G *gp = gfget(sched, pp, sched->cls);
     if (gp == NULL) {
         atomic_store_release(&st->state, (uint32_t)START_PENDING); /* nothing to publish */
         return NULL;
@@ -427,13 +602,10 @@ bindstart(Sched *sched, Start *st)
     if (gp != NULL)
         return gp;
     /* The dead ones are on a P that is not ours: make another. */
-    gp = malg(sched);
+    gp = malg(sched, sched->cls);
     if (gp == NULL)
         return NULL;
-    mutex_lock(&sched->lock);
-    sched->gfree[sched->ngfree] = gp;
-    stat_add(&sched->ngfree, 1);
-    mutex_unlock(&sched->lock);
+    gfree_push1(sched, gp);
     return bind(sched, NULL, st);
 }
 
@@ -441,7 +613,7 @@ int64_t
 num_goroutine(Sched *sched)
 {
     int64_t n = atomic_load_relaxed(&sched->gdelta);
-    for (uint32_t i = 0; i < sched->np; i++)
+    for (uint32_t i = 0, all = nallp(sched); i < all; i++)
         n += atomic_load_relaxed(&sched->allp[i]->gdelta);
     return n;
 }
@@ -532,7 +704,7 @@ prefetch_queue(P *pp)
         return;
     const Class *cls = pp->set->cls;
     prefetch_g(cls, pp->runq[(h + 3) % RUNQ_SIZE]);
-    if (pp->set->np > 1)
+    if (atomic_load_relaxed(&pp->set->np) > 1)
         return;                              /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
     if (is_start(soon))
@@ -599,8 +771,9 @@ p_regain(M *mp)
     if (atomic_load(&sched->npidle) == 0 || atomic_load(&sched->stopping))
         return NULL;
     mutex_lock(&sched->lock);
-    mp->p = pidleget(sched, mp);
+    mp->p = mp->oldp != NULL && mp->oldp->idle ? pidletake(sched, mp->oldp, mp) : pidleget(sched, mp);
     mutex_unlock(&sched->lock);
+    mp->oldp = NULL;
     return mp->p;
 }
 
@@ -611,6 +784,7 @@ switch_away(M *mp, G *gp, SwitchKind kind)
     if (GMP_UNLIKELY(pp == NULL))
         pp = p_regain(mp);
     G *next = pp != NULL ? schedule_fast(mp, pp) : NULL;
+    check_stack(gp);
     mp->prev = gp;
     mp->prevkind = kind;
     if (GMP_LIKELY(next != NULL)) {
@@ -668,6 +842,52 @@ goexit(void)
     gmp_throw("a dead goroutine was resumed");
 }
 
+/* ---- threads that block, threads of one goroutine ---- */
+
+void
+entersyscallblock(void)
+{
+    M *mp = getm();
+    P *pp = p_enter(mp);
+    mp->oldp = pp;
+    if (pp == NULL)
+        return;
+    mp->p = NULL;
+    atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
+    handoffp(pp);
+}
+
+void
+exitsyscall(void)
+{
+    M *mp = getm();
+    if (p_regain(mp) != NULL)
+        p_exit(mp, mp->p);
+    else
+        switch_away(mp, mp->curg, SWITCH_YIELD); /* to the global queue */
+}
+
+/* Go: runtime.LockOSThread; differs: a goroutine that ends locked unlocks, its thread lives on. */
+void
+lockosthread(void)
+{
+    M *mp = getm();
+    if (mp->curg->stack_lo == NULL)
+        return; /* a thread's own goroutine is locked to it for ever */
+    mp->curg->lockedm = mp;
+    mp->picky = true;
+}
+
+void
+unlockosthread(void)
+{
+    M *mp = getm();
+    if (mp->curg->stack_lo == NULL)
+        return;
+    mp->curg->lockedm = NULL;
+    mp->picky = !mp->ispool && mp->set->cls->own_threads;
+}
+
 /* ---- timed parks ---- */
 
 int
@@ -678,7 +898,7 @@ timer_arm(Sched *sched, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t 
     bool mine = pp != NULL && (atomic_load_relaxed(&pp->owner) & ~P_RUNNING) == (uintptr_t)mp;
     Timers *ts = mine ? &pp->timers : &sched->allp[0]->timers;
     int err = timer_add(ts, t, when, fn, arg, seq);
-    if (err == GMP_OK && atomic_load(&ts->next) == when)
+    if (err == GMP_OK && atomic_load(&atomic_load_relaxed(&t->heap)->next) == when)
         wake_sleeper(sched, when);
     return err;
 }

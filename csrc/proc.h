@@ -37,8 +37,11 @@ set_status(G *gp, GStatus from, GStatus to)
 }
 
 /* ---- proc.c ---- */
-int gcount(Sched *sched);   /* counts a new goroutine: the queues must have room for all of them */
-uint64_t goid_next(P *pp);  /* pp: in the scheduler, or NULL */
+int gcount(Sched *,
+           const Class *); /* counts a new goroutine: the queues must have room for all; cls NULL: never dead */
+void guncount(Sched *, const Class *);
+void gfree_push(Sched *, uint32_t ci, G *const *g, uint32_t n); /* Sched.lock; dead ones of class ci */
+uint64_t goid_next(P *pp);                                      /* pp: in the scheduler, or NULL */
 void commit(M *mp);         /* on the stack switched to: the goroutine that was left is saved, let others have it */
 G *fair_turn(Sched *, P *); /* every GLOBAL_TICK decisions: one from the global queue; runnext gives way */
 G *bind_queued(Sched *, P *, G *); /* the G of a Start that came from a queue */
@@ -52,7 +55,9 @@ unqueued(Sched *sched, P *pp, G *gp)
 void wakep(Sched *sched);
 void handoffp(P *pp);
 void wakem(M *mp);                     /* that was taken off the idle list */
+void pidleput(Sched *sched, P *pp);    /* Sched.lock */
 P *pidleget(Sched *sched, M *owner);   /* Sched.lock */
+P *pidletake(Sched *, P *, M *owner);  /* Sched.lock; one that is idle */
 void midleremove(Sched *sched, M *mp); /* Sched.lock */
 void go_home(Sched *sched, M *mp, G *gp);
 void wake_sleeper(Sched *sched, int64_t when);

@@ -765,7 +765,7 @@ py_self_slow(void)
             PyErr_SetString(PyExc_MemoryError, "gmp: memory for the calling thread's scheduler stack was refused");
             return NULL;
         }
-        sys_at_thread_exit(thread_ended, mp);
+        GMP_CHECK(sys_at_thread_exit(thread_ended, mp) == GMP_OK);
         current_find(mp, PyThreadState_Get());
         if (py_main == NULL && tstate_is_main_thread()) {
             pg->g.interruptible = true;

@@ -16,14 +16,14 @@ runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
 {
     uint32_t n = (t - h) / 2;
     GMP_CHECK(n == RUNQ_SIZE / 2);
-    G *batch[RUNQ_SIZE / 2 + 1];
-    for (uint32_t i = 0; i < n; i++)
-        batch[i] = atomic_load_relaxed(&pp->runq[(h + i) % RUNQ_SIZE]);
     if (!atomic_cas_release(&pp->runqhead, h, h + n)) /* pairs with the acquire loads of head in runqput and runqgrab */
         return false;
-    batch[n] = gp;
+    /* The slots taken out are this P's alone, and only its owner writes slots: no copy, which a 2 KiB stack would not hold. */
     mutex_lock(&pp->set->lock);
-    globrunqputbatch(pp->set, batch, n + 1);
+    uint32_t first = h % RUNQ_SIZE, run = n < RUNQ_SIZE - first ? n : RUNQ_SIZE - first;
+    globrunqputbatch(pp->set, pp->runq + first, run);
+    globrunqputbatch(pp->set, pp->runq, n - run);
+    globrunqput(pp->set, gp);
     mutex_unlock(&pp->set->lock);
     return true;
 }
@@ -32,7 +32,7 @@ runqputslow(P *pp, G *gp, uint32_t h, uint32_t t)
 static inline bool
 sole_consumer(P *pp)
 {
-    return pp->set->np == 1;
+    return atomic_load_relaxed(&pp->set->np) == 1;
 }
 
 /* Puts gp on the local queue; with next, in runnext, whose goroutine moves to the tail.  Owner only.
@@ -131,8 +131,11 @@ runqlen(P *pp)
     return t - h + (atomic_load_relaxed(&pp->runnext) != NULL);
 }
 
-/* Copies half of victim's queue to batch (a ring that starts at batchhead) and takes it out.  Any M.  Go: runtime.runqgrab;
- * differs: no 3 us wait before runnext is stolen, the caller asks for it only on its last round. */
+#define STEAL_NEXT_US 3 /* asked for; Linux makes some 55 of it */
+
+/* Copies half of victim's queue to batch (a ring that starts at batchhead) and takes it out.  Any M.
+ * runnext of a P that runs a goroutine is left alone for a moment, and for good if the P has scheduled meanwhile: the one
+ * that put it there is often about to wait for it.  Go: runtime.runqgrab; differs: Go steals it even so. */
 static uint32_t
 runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
 {
@@ -147,6 +150,12 @@ runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
             G *next = atomic_load_relaxed(&victim->runnext);
             if (next == NULL)
                 return 0;
+            if ((atomic_load_relaxed(&victim->owner) & P_RUNNING) != 0) {
+                uint32_t tick = atomic_load_relaxed(&victim->schedtick);
+                sys_usleep(STEAL_NEXT_US);
+                if (atomic_load_relaxed(&victim->schedtick) != tick)
+                    return 0;
+            }
             if (!atomic_cas(&victim->runnext, next, (G *)NULL))
                 continue;
             atomic_store_relaxed(&batch[batchhead % RUNQ_SIZE], next);
@@ -180,7 +189,7 @@ runqsteal(P *pp, P *victim, bool stealnext)
     return gp;
 }
 
-/* Makes room for n goroutines in the global queue and in the list of dead ones. */
+/* Makes room for n goroutines in the global queue. */
 int
 globrunqreserve(Sched *sched, uint32_t n)
 {
@@ -190,16 +199,12 @@ globrunqreserve(Sched *sched, uint32_t n)
     uint32_t cap = q->cap != 0 ? q->cap : 256;
     while (cap < n)
         cap *= 2;
-    G **gfree = realloc(sched->gfree, cap * sizeof *gfree);
-    if (gfree == NULL)
-        return GMP_ENOMEM;
-    sched->gfree = gfree;
-    G **ring = malloc(cap * sizeof *ring);
+    G **ring = sys_malloc(cap * sizeof *ring);
     if (ring == NULL)
         return GMP_ENOMEM;
     for (uint32_t i = 0; i < q->n; i++)
         ring[i] = q->ring[(q->head + i) & (q->cap - 1)];
-    free(q->ring);
+    sys_free(q->ring);
     q->ring = ring;
     q->cap = cap;
     q->head = 0;
@@ -221,7 +226,7 @@ globrunqputbatch(Sched *sched, G *const *batch, uint32_t n)
     if (GMP_UNLIKELY(q->n + n > q->cap) && globrunqreserve(sched, q->n + n) < 0)
         gmp_throw("more goroutines are runnable than were ever made");
     for (uint32_t i = 0; i < n; i++)
-        q->ring[(q->head + q->n + i) & (q->cap - 1)] = batch[i];
+        q->ring[(q->head + q->n + i) & (q->cap - 1)] = atomic_load_relaxed(&batch[i]);
     atomic_store(&q->n, q->n + n); /* seq_cst: pairs with the re-check of an M that goes idle */
 }
 
@@ -233,7 +238,7 @@ globrunqget(Sched *sched, P *pp, uint32_t max)
     GQueue *q = &sched->runq;
     if (q->n == 0)
         return NULL;
-    uint32_t n = q->n / sched->np + 1;
+    uint32_t n = q->n / atomic_load_relaxed(&sched->np) + 1;
     if (n > q->n)
         n = q->n;
     if (max > 0 && n > max)

@@ -34,13 +34,17 @@ typedef struct Sudog Sudog;
 typedef struct Timer Timer;
 typedef struct Start Start;
 
-/* ---- Class: what a kind of goroutine needs around its C stack ---- */
+/* ---- Class: what a kind of goroutine needs around its C stack ----
+ * A set has up to SET_CLASSES of them, that differ in their stack and index only: the set's own code looks at Sched.cls. */
+#define SET_CLASSES 4
 typedef struct Class {
     const char *name;
     size_t g_size; /* bytes of the G and what the class appends to it; the C stack begins below it (slot_g) */
     size_t above;  /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
-    bool own_threads; /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
+    uint8_t index;     /* among the classes of the set */
+    bool mask_signals; /* pool threads take no signals: the stacks are too small for handlers */
+    bool own_threads;  /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
     void (*swap)(G *from, G *to);
     /* On g0: make the thread gp's / no one's.  resume may block. */
@@ -53,6 +57,8 @@ typedef struct Class {
     /* All Ms of the set are idle, nothing is runnable, no timer is set: a deadlock, unless someone unknown to the core can
      * wake a goroutine.  No lock is held.  Returns 0, or the ns after which to ask again. */
     int64_t (*idle)(Sched *sched);
+    /* The address of gp's first function, for a message (may be NULL). */
+    void *(*function)(G *gp);
     /* gp will run soon: what of it is not in the G (may be NULL). */
     void (*prefetch)(G *gp);
     /* What a goroutine begins with that was queued as a Start: its entry, and what fills the G in; inside the scheduler, without
@@ -71,7 +77,7 @@ struct Timer {
     uint32_t seq;  /* handed to fn, so that a firing that lost a race is recognised */
     TimerFn fn;    /* called without locks by whoever runs the timers; must not block */
     void *arg;
-    struct Timers *heap; /* where it is, or was last */
+    struct Timers *heap; /* atomic: where it is, or was last */
 };
 typedef struct TimerEntry {
     int64_t when;
@@ -80,8 +86,9 @@ typedef struct TimerEntry {
 typedef struct Timers {
     Mutex lock;
     uint32_t len, cap;
-    TimerEntry *heap; /* 4-ary, by when */
-    int64_t next;     /* atomic: heap[0].when, or 0 when empty */
+    TimerEntry *heap;    /* 4-ary, by when */
+    int64_t next;        /* atomic: heap[0].when, or 0 when empty */
+    struct Timers *heir; /* where timers go instead, when the P is no more; lock */
 } Timers;
 
 /* ---- G ---- */
@@ -102,6 +109,8 @@ typedef enum WaitReason {
     WAIT_FUTURE,
     WAIT_IO_READ,
     WAIT_IO_WRITE,
+    WAIT_PARK,
+    WAIT_COND,
     WAIT_REASONS
 } WaitReason;
 const char *wait_reason_name(WaitReason r); /* Go's words: "chan receive" ... */
@@ -151,11 +160,12 @@ is_start(G *gp)
 /* Where the G of a slot is: at its top, less 0 to 7 cache lines that vary from slot to slot.  Slots are aligned, so without
  * this the hot lines of all goroutines would compete for the same few sets of the caches. */
 #define G_COLOURS 8
+#define G_COLOURS_2K 2 /* there a line is much; and neighbours in a page differ anyway */
 static inline G *
 slot_g(const Class *cls, void *lo)
 {
     size_t size = stack_class_size(cls->stack);
-    size_t colour = (uintptr_t)lo / size % G_COLOURS;
+    size_t colour = cls->stack == STACK_2K ? (uintptr_t)lo / size / 2 % G_COLOURS_2K : (uintptr_t)lo / size % G_COLOURS;
     return (G *)((char *)lo + size - cls->above - colour * GMP_CACHELINE - cls->g_size);
 }
 
@@ -175,22 +185,26 @@ prefetch_g(const Class *cls, G *gp)
 #define RUNQ_SIZE RUNQ_SIZE_DEFAULT
 #endif
 #define P_RUNNING ((uintptr_t)1)
-#define GFREE_MAX 64 /* dead goroutines a P keeps; beyond, half go to the set's list */
+#define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
+typedef struct GFree {
+    uint32_t n;
+    G *g[GFREE_MAX];
+} GFree;
 
 struct P {
     uintptr_t owner; /* atomic, see the file head */
     uint32_t id;
     Sched *set;
-    P *link; /* idle list; Sched.lock */
+    P *link;   /* idle list; Sched.lock */
+    bool idle; /* on the idle list; Sched.lock */
 
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    uint32_t ngfree;    /* dead goroutines ready for reuse */
-    G *gfree[GFREE_MAX];
     int64_t gdelta;   /* goroutines started minus finished on this P */
     int64_t npending; /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;
+    GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
 
     /* sysmon only. */
     uint32_t sysmontick;
@@ -210,6 +224,7 @@ struct M {
     Gobuf g0; /* the scheduler's context of this thread */
     G *curg;  /* the goroutine that runs, or is about to */
     P *p;     /* may be stale when sysmon took it: p_enter tells */
+    P *oldp;  /* left for a call that blocks: the first choice afterwards; may be anybody's */
     Sched *set;
     G *thread_g; /* adopted threads: their own stack; NULL for pool threads */
 
@@ -252,6 +267,14 @@ typedef struct GQueue {
     uint32_t n;    /* atomic for readers without the lock */
 } GQueue;
 
+/* Dead goroutines of one class. */
+typedef struct GStack {
+    G **g;
+    uint32_t cap;  /* at least ever, so that putting cannot fail */
+    uint32_t ever; /* goroutines of the class */
+    uint32_t n;    /* atomic for readers without the lock */
+} GStack;
+
 #define MAX_PROCS 256
 #define MAX_THREADS 10000
 
@@ -260,17 +283,20 @@ enum { SET_PYTHON, SET_NATIVE, SETS };
 struct Sched {
     const Class *cls;
     int set;
-    P *allp[MAX_PROCS];
-    uint32_t np;
+    P *allp[MAX_PROCS]; /* entries below nallp never change */
+    uint32_t nallp;     /* Ps ever made; Mutex resizing */
+    uint32_t np;        /* those in use; atomic; changed by who holds all Ps, under the lock */
+    Mutex resizing;     /* taken before all others */
+    uint32_t ncoprimes; /* step widths for stealwork; stable while one has a P in the scheduler */
+    uint16_t coprimes[MAX_PROCS];
 
     Mutex lock;
-    GQueue runq;      /* the global queue */
-    uint32_t ngs;     /* goroutines ever made, adopted threads included */
-    uint32_t nslots;  /* Gs with a stack, dead or alive; atomic */
-    int64_t npending; /* Starts queued minus bound without a P; atomic */
-    G **gfree;        /* stack of dead ones; as large as runq.ring */
-    uint32_t ngfree;  /* atomic for readers without the lock */
-    int64_t gdelta;   /* goroutines started minus finished without a P */
+    GQueue runq;       /* the global queue */
+    uint32_t ngs;      /* goroutines ever made, adopted threads included */
+    uint32_t nslots;   /* Gs with a stack of Sched.cls, dead or alive; atomic */
+    int64_t npending;  /* Starts queued minus bound without a P; atomic */
+    GStack gfree[SET_CLASSES];
+    int64_t gdelta; /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
     M *midle;
@@ -286,9 +312,15 @@ struct Sched {
 };
 
 extern Sched scheds[SETS];
+static inline uint32_t
+nallp(Sched *sched)
+{
+    return atomic_load_acquire(&sched->nallp); /* pairs with the release in make_ps */
+}
 extern M *allm; /* atomic head of the list of all Ms */
 
 /* ---- tls ---- */
+void setm(M *mp);
 M *getm(void); /* the calling thread's M or NULL; never cached across a switch */
 static inline G *
 getg(void) /* the calling goroutine, or NULL on a thread that was never adopted */
@@ -298,6 +330,13 @@ getg(void) /* the calling goroutine, or NULL on a thread that was never adopted 
 }
 
 /* ---- proc.c ---- */
+/* Calls fn(arg) on a stack with room: g0's instead of 2 KiB.  No switch inside.  Go: runtime.systemstack */
+void systemstack(void (*fn)(void *), void *arg);
+/* The heap, so called. */
+void *g_malloc(size_t n);
+void *g_calloc(size_t n);
+void *g_realloc(void *p, size_t n);
+void g_free(void *p);
 /* Makes the set ready with n Ps.  Idempotent. */
 int schedinit(int set, const Class *cls, uint32_t nprocs);
 /* The calling thread's M; adopts the thread: thread_g (allocated by the caller, class filled in) becomes its G.  It must never be
@@ -309,6 +348,8 @@ void disown_thread(M *mp);
  * scheduler) and makes it runnable.  entry(gp) runs on its stack and must end in goexit.  Returns its id, or 0 when memory
  * is refused; fill was not called then. */
 uint64_t newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
+/* The same on another stack class than the set's usual one. */
+uint64_t newproc_class(Sched *sched, const Class *cls, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void *arg);
 /* The same, but without a G until it runs, or until bindstart asks for it; st belongs to the goroutine from now on.
  * GMP_ENOMEM: no G could be made to run it later. */
 int newproc_later(Sched *sched, Start *st);
@@ -322,8 +363,17 @@ bool gosched(void);
 /* Parks the calling goroutine.  unlockf runs on another stack once the goroutine is saved; false cancels the park.
  * Returns the wake code. */
 int gopark(bool (*unlockf)(G *, void *), void *lock, WaitReason reason);
+/* Round a call that blocks the thread, by goroutines of sets whose class does not tell sysmon: the P is handed off at once;
+ * afterwards the goroutine waits for its turn.  Go: runtime.entersyscallblock, exitsyscall */
+void entersyscallblock(void);
+void exitsyscall(void);
+/* The calling goroutine and its thread run nothing but each other.  Do not nest.  Go: runtime.LockOSThread */
+void lockosthread(void);
+void unlockosthread(void);
 int64_t num_goroutine(Sched *sched);
 int64_t num_pending(Sched *sched); /* Starts that are not bound */
+/* Gives the set n Ps (0: changes nothing).  How many there were, or GMP_E...  Go: runtime.GOMAXPROCS */
+int gomaxprocs(Sched *sched, uint32_t n);
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);
 /* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */
@@ -377,6 +427,8 @@ bool timer_del(Timer *t);                                                       
 /* Runs what is due.  Returns when the next one is due, or 0. */
 int64_t timers_run(Timers *ts, int64_t now);
 void timers_clear(Timers *ts);
+int timers_move(Timers *from, Timers *to); /* and all that are added later, until timers_reopen; GMP_ENOMEM */
+void timers_reopen(Timers *ts);
 
 /* ---- sysmon.c ---- */
 void sysmon_start(void);

@@ -77,7 +77,7 @@ stack_class_size(StackClass cls)
 size_t
 stack_guard_size(StackClass cls)
 {
-    return cls == STACK_2K ? sizeof(uint64_t) : sys_page_size();
+    return cls == STACK_2K ? STACK_CANARY_WORDS * sizeof(uint64_t) : sys_page_size();
 }
 
 /* Pool lock held, every slot carved.  False when the system refuses even one slot, or the table is full. */
@@ -143,7 +143,8 @@ stack_alloc_n(StackClass cls, void **out, size_t n)
 
     if (cls == STACK_2K) {
         for (size_t i = 0; i < got; i++)
-            *(uint64_t *)out[i] = STACK_CANARY;
+            for (int w = 0; w < STACK_CANARY_WORDS; w++)
+                ((uint64_t *)out[i])[w] = STACK_CANARY;
     }
     else {
         for (size_t i = reused; i < got; i++)

@@ -35,6 +35,36 @@ GuardKind sys_guard_kind(void);
  * their share, three quarters of vm.max_map_count: the rest is left to malloc, libraries and threads. */
 GuardKind sys_guard_page(void *addr);
 
+/* ---- heap: every allocation of the core, so that tests can refuse each in turn (-DGMP_FAULTS) ---- */
+#ifdef GMP_FAULTS
+extern int64_t
+    sys_faults; /* atomic: this many more requests for memory, maps and threads succeed, then one fails; negative: all succeed */
+bool sys_fault(void);
+#else
+#define sys_fault() false
+#endif
+static inline void *
+sys_malloc(size_t n)
+{
+    return sys_fault() ? NULL : malloc(n);
+}
+static inline void *
+sys_calloc(size_t n, size_t size)
+{
+    return sys_fault() ? NULL : calloc(n, size);
+}
+static inline void *
+sys_realloc(void *p, size_t n)
+{
+    return sys_fault() ? NULL : realloc(p, n);
+}
+static inline void *
+sys_aligned_alloc(size_t align, size_t n) /* n: a multiple of align */
+{
+    return sys_fault() ? NULL : aligned_alloc(align, n);
+}
+#define sys_free(p) free(p)
+
 /* ---- threads ---- */
 /* Starts a detached thread.  signals: with the signal mask of the thread that loaded the core, for a thread that may start
  * other processes, which inherit it; else with all blocked, but those that a fault of its own raises (SIGSEGV, SIGBUS,
@@ -45,14 +75,17 @@ bool sys_thread_freeze(uint64_t tid);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
-int sys_ncpu(void); /* CPUs in the affinity mask */
+int sys_ncpu(void);  /* CPUs in the affinity mask */
+int sys_procs(void); /* the same, or the CPUs' worth of time that the process may use, if that is less */
+double sys_cpu_quota(const char *root); /* that limit, 0 for none; /proc and /sys are looked for below root (tests) */
+int sys_procs_within(int ncpu, double quota);
 /* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The
  * same thread hands what it got to sys_sigstack_free before it ends (NULL is allowed). */
 void *sys_sigstack_install(void);
 void sys_sigstack_free(void *sigstack);
 /* Calls fn(arg) when the calling thread ends, on that thread.  One registration per thread: a later one replaces it, fn
  * NULL takes it back. */
-void sys_at_thread_exit(void (*fn)(void *), void *arg);
+int sys_at_thread_exit(void (*fn)(void *), void *arg); /* GMP_ENOMEM */
 /* Calls fn for each block of thread-local storage that the calling thread has, until it returns true; object says whose it
  * is, the same on all threads.  False when it was stopped, or the system does not tell. */
 bool sys_tls_blocks(bool (*fn)(void *arg, const void *object, void *block, size_t size), void *arg);

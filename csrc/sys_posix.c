@@ -86,6 +86,18 @@ cheaprand(void)
     return (uint32_t)((x * UINT64_C(0x2545f4914f6cdd1d)) >> 32);
 }
 
+/* ---- requests that fail ---- */
+
+#ifdef GMP_FAULTS
+int64_t sys_faults = -1;
+
+bool
+sys_fault(void)
+{
+    return atomic_load(&sys_faults) >= 0 && atomic_xadd(&sys_faults, (int64_t)-1) == 0;
+}
+#endif
+
 /* ---- pages ---- */
 
 size_t
@@ -104,7 +116,9 @@ sys_page_size(void)
 void *
 sys_reserve(size_t bytes)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = sys_fault()
+                  ? MAP_FAILED
+                  : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (p == MAP_FAILED)
         return NULL;
@@ -269,7 +283,7 @@ static uint32_t have_normal_mask;
 int
 sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals)
 {
-    ThreadStart *st = malloc(sizeof(*st));
+    ThreadStart *st = sys_malloc(sizeof(*st));
     pthread_attr_t attr;
     pthread_t thread;
     sigset_t old;
@@ -294,7 +308,7 @@ sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals)
         normal_mask = old;
     if (signals)
         pthread_sigmask(SIG_SETMASK, &normal_mask, NULL);
-    err = pthread_create(&thread, &attr, thread_main, st);
+    err = sys_fault() ? EAGAIN : pthread_create(&thread, &attr, thread_main, st);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
     if (err != 0) {
@@ -418,7 +432,7 @@ exit_make_key(void)
     GMP_CHECK(pthread_key_create(&exit_key, exit_run) == 0);
 }
 
-void
+int
 sys_at_thread_exit(void (*fn)(void *), void *arg)
 {
     ThreadExit *te;
@@ -426,12 +440,15 @@ sys_at_thread_exit(void (*fn)(void *), void *arg)
     pthread_once(&exit_once, exit_make_key);
     te = pthread_getspecific(exit_key);
     if (te == NULL) {
-        te = malloc(sizeof(*te));
-        if (te == NULL || pthread_setspecific(exit_key, te) != 0)
-            gmp_throw("no memory to watch a thread's end");
+        te = sys_malloc(sizeof(*te));
+        if (te == NULL || pthread_setspecific(exit_key, te) != 0) {
+            sys_free(te);
+            return GMP_ENOMEM;
+        }
     }
     te->fn = fn;
     te->arg = arg;
+    return GMP_OK;
 }
 
 static uint32_t frozen;

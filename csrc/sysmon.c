@@ -142,7 +142,7 @@ sysmon(void *arg)
             atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
             /* Whoever has reset the flag will wake the note, even if late: wait for that, or it would come in the next sleep. */
             for (int i = 0; i < SETS; i++)
-                if (scheds[i].np != 0 && scheds[i].cls->poll_signals != NULL)
+                if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
                 if (!note_sleep(&note, main_kept() ? SIGNAL_POLL_NS : -1) && !atomic_cas(&asleep, 1u, 0u))
@@ -157,7 +157,7 @@ sysmon(void *arg)
             for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
                 did |= retake(scheds[s].allp[i], now, &detached);
         for (int s = 0; s < SETS; s++) {
-            if (scheds[s].np == 0)
+            if (atomic_load(&scheds[s].np) == 0)
                 continue;
             if (atomic_load(&scheds[s].npidle) != 0)
                 did |= start_for_timers(&scheds[s], now);
@@ -183,13 +183,19 @@ sysmon(void *arg)
     }
 }
 
+static void
+start(void *arg)
+{
+    (void)arg;
+    if (sys_thread_start(sysmon, NULL, "gmp-sysmon", false) != GMP_OK)
+        atomic_store(&started, 0u); /* tried again by the next P that is put to use */
+}
+
 void
 sysmon_start(void)
 {
-    if (!atomic_cas(&started, 0u, 1u))
-        return;
-    if (sys_thread_start(sysmon, NULL, "gmp-sysmon", false) != GMP_OK)
-        atomic_store(&started, 0u); /* tried again by the next P that is put to use */
+    if (atomic_cas(&started, 0u, 1u))
+        systemstack(start, NULL);
 }
 
 void

@@ -39,7 +39,7 @@ getm(void)
     return tls_m;
 }
 
-static GMP_NOINLINE void
+GMP_NOINLINE void
 setm(M *mp)
 {
     tls_m = mp;
@@ -60,10 +60,11 @@ wakem(M *mp)
         netpoll_break();
 }
 
-static void
+void
 pidleput(Sched *sched, P *pp)
 {
     pp->link = sched->pidle;
+    pp->idle = true;
     sched->pidle = pp;
     atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the store in pidleget's caller, ordered by the lock */
     atomic_store(&sched->npidle, sched->npidle + 1);
@@ -72,10 +73,17 @@ pidleput(Sched *sched, P *pp)
 P *
 pidleget(Sched *sched, M *owner)
 {
-    P *pp = sched->pidle;
-    if (pp == NULL)
-        return NULL;
-    sched->pidle = pp->link;
+    return sched->pidle != NULL ? pidletake(sched, sched->pidle, owner) : NULL;
+}
+
+P *
+pidletake(Sched *sched, P *pp, M *owner)
+{
+    P **link = &sched->pidle;
+    while (*link != pp)
+        link = &(*link)->link;
+    *link = pp->link;
+    pp->idle = false;
     atomic_store(&sched->npidle, sched->npidle - 1);
     atomic_store_release(&pp->owner, (uintptr_t)owner); /* as above */
     sysmon_wake();
@@ -110,7 +118,7 @@ static M *
 midleget(Sched *sched)
 {
     M *mp = sched->midle;
-    while (mp != NULL && !mp->ispool)
+    while (mp != NULL && (!mp->ispool || mp->picky))
         mp = mp->link;
     for (M *other = sched->midle; mp == NULL && other != NULL; other = other->link)
         if (!other->picky)
@@ -142,7 +150,7 @@ mnew(Sched *sched)
     for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink)
         if (atomic_load_relaxed(&mp->dead) && mp->set == sched && atomic_cas(&mp->dead, true, false))
             return mp;
-    M *mp = calloc(1, sizeof *mp);
+    M *mp = sys_calloc(1, sizeof *mp);
     if (mp == NULL)
         return NULL;
     mp->set = sched;
@@ -160,6 +168,66 @@ mretire(M *mp)
 {
     mp->tls[0] = mp->tls[1] = NULL;
     atomic_store(&mp->dead, true);
+}
+
+typedef struct Newm {
+    Sched *sched;
+    P *pp;
+    bool spinning, done;
+} Newm;
+
+/* A new M to run a P.  On a stack with room.  Go: runtime.newm */
+static void
+newm(void *arg)
+{
+    Newm *nm = arg;
+    Sched *sched = nm->sched;
+    P *pp = nm->pp;
+    M *mp;
+    mutex_lock(&sched->lock);
+    bool room = sched->npool < MAX_THREADS;
+    if (room) {
+        sched->nm++;
+        sched->npool++;
+    }
+    mutex_unlock(&sched->lock);
+    int err = GMP_EAGAIN;
+    if (room && (mp = mnew(sched)) != NULL) {
+        mp->ispool = true;
+        mp->picky = false;
+        mp->oldp = NULL;
+        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
+        mp->nextp = pp;
+        mp->wakespinning = nm->spinning;
+        char name[16];
+        snprintf(name, sizeof name, "gmp-m%u", mp->id);
+        err = sys_thread_start(mstart, mp, name, !sched->cls->mask_signals);
+        nm->done = err == GMP_OK;
+        if (nm->done)
+            return;
+        mp->nextp = NULL;
+        mp->ispool = false;
+        mretire(mp);
+    }
+    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
+    mutex_lock(&sched->lock);
+    if (room) {
+        sched->nm--;
+        sched->npool--;
+    }
+    pidleput(sched, pp);
+    bool nobody = sched->nm == 0;
+    mutex_unlock(&sched->lock);
+    if (nm->spinning)
+        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    static uint32_t warned;
+    if (atomic_cas(&warned, 0u, 1u)) {
+        char msg[160];
+        int n = snprintf(msg, sizeof msg,
+                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
+                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
+        fwrite(msg, 1, (size_t)n, stderr);
+    }
 }
 
 /* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
@@ -191,48 +259,10 @@ startm(Sched *sched, P *pp, bool spinning)
         wakem(mp);
         return true;
     }
-    bool room = sched->npool < MAX_THREADS;
-    if (room) {
-        sched->nm++;
-        sched->npool++;
-    }
     mutex_unlock(&sched->lock);
-    int err = GMP_EAGAIN;
-    if (room && (mp = mnew(sched)) != NULL) {
-        mp->ispool = true;
-        mp->picky = false;
-        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
-        mp->nextp = pp;
-        mp->wakespinning = spinning;
-        char name[16];
-        snprintf(name, sizeof name, "gmp-m%u", mp->id);
-        err = sys_thread_start(mstart, mp, name, true);
-        if (err == GMP_OK)
-            return true;
-        mp->nextp = NULL;
-        mp->ispool = false;
-        mretire(mp);
-    }
-    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
-    mutex_lock(&sched->lock);
-    if (room) {
-        sched->nm--;
-        sched->npool--;
-    }
-    pidleput(sched, pp);
-    bool nobody = sched->nm == 0;
-    mutex_unlock(&sched->lock);
-    if (spinning)
-        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
-    static uint32_t warned;
-    if (atomic_cas(&warned, 0u, 1u)) {
-        char msg[160];
-        int n = snprintf(msg, sizeof msg,
-                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
-                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
-        fwrite(msg, 1, (size_t)n, stderr);
-    }
-    return false;
+    Newm nm = {sched, pp, spinning, false};
+    systemstack(newm, &nm);
+    return nm.done;
 }
 
 /* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
@@ -251,7 +281,7 @@ int64_t
 earliest_timer(Sched *sched)
 {
     int64_t least = 0;
-    for (uint32_t i = 0; i < sched->np; i++) {
+    for (uint32_t i = 0, all = nallp(sched); i < all; i++) {
         int64_t next = atomic_load(&sched->allp[i]->timers.next);
         if (next != 0 && (least == 0 || next < least))
             least = next;
@@ -288,7 +318,7 @@ handoffp(P *pp)
         return;
     }
     /* Nobody is idle and nobody looks for work: there may be some to steal. */
-    if (sched->np > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
+    if (atomic_load_relaxed(&sched->np) > 1 && atomic_load(&sched->nmspinning) + atomic_load(&sched->npidle) == 0 &&
         atomic_cas(&sched->nmspinning, 0u, 1u)) {
         startm(sched, pp, true);
         return;
@@ -397,27 +427,35 @@ go_home(Sched *sched, M *mp, G *gp)
     mutex_unlock(&sched->lock);
 }
 
-/* Go: runtime.stealWork; differs: no timers are stolen, the sleeper sees them all. */
+/* Looks through the other Ps four times, in a random order each; the last time also for timers that are due and for runnext.
+ * Go: runtime.stealWork */
 static G *
 stealwork(M *mp, P *pp)
 {
     Sched *sched = mp->set;
-    if (sched->np == 1)
+    uint32_t np = sched->np;
+    if (np == 1)
         return NULL;
     if (!mp->spinning) {
         /* At most half of the busy Ps are looked through by spinners. */
-        if (2 * atomic_load(&sched->nmspinning) >= sched->np - atomic_load(&sched->npidle))
+        if (2 * atomic_load(&sched->nmspinning) >= np - atomic_load(&sched->npidle))
             return NULL;
         mp->spinning = true;
         atomic_xadd(&sched->nmspinning, 1u);
     }
     for (int pass = 0; pass < 4; pass++) {
-        uint32_t start = cheaprand();
-        for (uint32_t i = 0; i < sched->np; i++) {
-            P *victim = sched->allp[(start + i) % sched->np];
+        uint32_t r = cheaprand(), at = r % np, step = sched->coprimes[r / np % sched->ncoprimes];
+        for (uint32_t i = 0; i < np; i++, at = (at + step) % np) {
+            P *victim = sched->allp[at];
+            G *gp;
             if (victim == pp)
                 continue;
-            G *gp = runqsteal(pp, victim, pass == 3);
+            if (pass == 3 && atomic_load(&victim->timers.next) != 0) {
+                timers_run(&victim->timers, nanotime());
+                if ((gp = runqget(pp)) != NULL) /* whom they woke */
+                    return gp;
+            }
+            gp = runqsteal(pp, victim, pass == 3);
             if (gp != NULL)
                 return gp;
         }
@@ -431,7 +469,8 @@ work_left(Sched *sched)
 {
     if (atomic_load(&sched->runq.n) != 0)
         return true;
-    for (uint32_t i = 0; sched->np > 1 && i < sched->np; i++)
+    uint32_t np = atomic_load(&sched->np);
+    for (uint32_t i = 0; np > 1 && i < np; i++)
         if (!runqempty(sched->allp[i]))
             return true;
     return false;
@@ -582,9 +621,8 @@ findrunnable(M *mp)
             }
             mp->p = pp;
         }
-        for (uint32_t i = 0; i < sched->np; i++) /* an idle P's timers are everybody's */
-            if (atomic_load(&sched->allp[i]->timers.next) != 0)
-                timers_run(&sched->allp[i]->timers, nanotime());
+        if (atomic_load(&pp->timers.next) != 0)
+            timers_run(&pp->timers, nanotime());
         if ((gp = fair_turn(sched, pp)) != NULL)
             return gp;
         if ((gp = runqget(pp)) != NULL)
@@ -705,17 +743,16 @@ g0_entry(void *arg)
 M *
 adopt_thread(Sched *sched, G *thread_g)
 {
-    if (gcount(sched) < 0)
+    if (gcount(sched, NULL) < 0)
         return NULL;
     M *mp = mnew(sched);
-    if (mp == NULL)
+    if (mp != NULL && mp->g0stack == NULL && (mp->g0stack = stack_alloc(STACK_64K)) == NULL) {
+        mretire(mp);
+        mp = NULL;
+    }
+    if (mp == NULL) {
+        guncount(sched, NULL);
         return NULL;
-    if (mp->g0stack == NULL) {
-        mp->g0stack = stack_alloc(STACK_64K);
-        if (mp->g0stack == NULL) {
-            mretire(mp);
-            return NULL;
-        }
     }
     size_t size = stack_class_size(STACK_64K);
     gobuf_set_stack(&mp->g0, mp->g0stack, size);
@@ -770,37 +807,6 @@ disown_thread(M *mp)
 
 /* ---- start and end ---- */
 
-int
-schedinit(int set, const Class *cls, uint32_t nprocs)
-{
-    Sched *sched = &scheds[set];
-    if (sched->np != 0)
-        return GMP_OK;
-    if (nprocs == 0 || nprocs > MAX_PROCS)
-        return GMP_EINVAL;
-    for (uint32_t i = 0; i < nprocs; i++) {
-        P *pp = aligned_alloc(GMP_CACHELINE, sizeof(P));
-        if (pp == NULL) {
-            while (i-- > 0)
-                free(sched->allp[i]);
-            return GMP_ENOMEM;
-        }
-        memset(pp, 0, sizeof *pp);
-        pp->id = i;
-        pp->set = sched;
-        sched->allp[i] = pp;
-    }
-    sched->cls = cls;
-    sched->set = set;
-    mutex_lock(&sched->lock);
-    for (uint32_t i = nprocs; i-- > 0;)
-        pidleput(sched, sched->allp[i]);
-    atomic_store(&sched->np, nprocs);
-    mutex_unlock(&sched->lock);
-    sysmon_start();
-    return GMP_OK;
-}
-
 void
 sched_stop(Sched *sched)
 {
@@ -838,17 +844,22 @@ sched_afterfork_child(Sched *sched)
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
     sched->mainm = NULL;
     sched->nslots = sched->npending = 0;
-    sched->ngfree = 0; /* their interpreter state went with the fork */
+    for (int c = 0; c < SET_CLASSES; c++)
+        sched->gfree[c].n = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
     bool goroutine = sched->nm && self->curg != NULL && self->curg->stack_lo != NULL;
-    for (uint32_t i = sched->np; i-- > 0;) {
+    sched->resizing = (Mutex){0};
+    for (uint32_t i = sched->nallp; i-- > 0;) {
         P *pp = sched->allp[i];
         pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
-        pp->ngfree = 0;
+        for (int c = 0; c < SET_CLASSES; c++)
+            pp->gfree[c].n = 0;
         pp->gdelta = pp->npending = 0;
-        pidleput(sched, pp);
+        pp->idle = false;
+        if (i < sched->np)
+            pidleput(sched, pp);
     }
     if (goroutine)
         sched->gdelta = 1;

@@ -69,6 +69,38 @@ remove_at(Timers *ts, uint32_t i)
         sift_down(ts, i, last);
 }
 
+/* The lock of the heap that has t. */
+static Timers *
+lock_heap_of(Timer *t)
+{
+    for (;;) {
+        Timers *ts = atomic_load_relaxed(&t->heap);
+        if (ts == NULL)
+            return NULL;
+        mutex_lock(&ts->lock);
+        if (atomic_load_relaxed(&t->heap) == ts)
+            return ts;
+        mutex_unlock(&ts->lock); /* moved in between */
+    }
+}
+
+/* Room for n more.  Lock held. */
+static bool
+grow(Timers *ts, uint32_t n)
+{
+    if (ts->cap - ts->len >= n)
+        return true;
+    uint32_t cap = ts->cap ? ts->cap : 64;
+    while (cap - ts->len < n)
+        cap *= 2;
+    TimerEntry *heap = g_realloc(ts->heap, cap * sizeof *heap);
+    if (heap == NULL)
+        return false;
+    ts->heap = heap;
+    ts->cap = cap;
+    return true;
+}
+
 /* Arms t, which must not be armed.  The caller then tells the sleeper if this one comes first. */
 int
 timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq)
@@ -76,22 +108,21 @@ timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t se
     if (when <= 0)
         when = 1; /* 0 means "none" in next */
     mutex_lock(&ts->lock);
+    if (GMP_UNLIKELY(ts->heir != NULL)) {
+        Timers *heir = ts->heir;
+        mutex_unlock(&ts->lock);
+        return timer_add(heir, t, when, fn, arg, seq);
+    }
     GMP_CHECK(t->index == 0);
-    if (ts->len == ts->cap) {
-        uint32_t cap = ts->cap ? ts->cap * 2 : 64;
-        TimerEntry *heap = realloc(ts->heap, cap * sizeof *heap);
-        if (heap == NULL) {
-            mutex_unlock(&ts->lock);
-            return GMP_ENOMEM;
-        }
-        ts->heap = heap;
-        ts->cap = cap;
+    if (GMP_UNLIKELY(ts->len == ts->cap) && !grow(ts, 1)) {
+        mutex_unlock(&ts->lock);
+        return GMP_ENOMEM;
     }
     t->when = when;
     t->fn = fn;
     t->arg = arg;
     t->seq = seq;
-    t->heap = ts;
+    atomic_store_relaxed(&t->heap, ts);
     sift_up(ts, ts->len++, (TimerEntry){when, t});
     if (t->index == 1)
         update_next(ts);
@@ -102,10 +133,9 @@ timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t se
 bool
 timer_del(Timer *t)
 {
-    Timers *ts = t->heap;
+    Timers *ts = lock_heap_of(t);
     if (ts == NULL)
         return false;
-    mutex_lock(&ts->lock);
     bool armed = t->index != 0;
     if (armed) {
         bool first = t->index == 1;
@@ -146,6 +176,35 @@ timers_clear(Timers *ts)
 {
     for (uint32_t i = 0; i < ts->len; i++)
         ts->heap[i].t->index = 0;
-    free(ts->heap);
+    g_free(ts->heap);
     *ts = (Timers){0};
+}
+
+int
+timers_move(Timers *from, Timers *to)
+{
+    mutex_lock(&from->lock);
+    mutex_lock(&to->lock);
+    int code = grow(to, from->len) ? GMP_OK : GMP_ENOMEM;
+    if (code == GMP_OK) {
+        for (uint32_t i = 0; i < from->len; i++) {
+            atomic_store_relaxed(&from->heap[i].t->heap, to);
+            sift_up(to, to->len++, from->heap[i]);
+        }
+        update_next(to);
+        from->len = 0;
+        update_next(from);
+        from->heir = to;
+    }
+    mutex_unlock(&to->lock);
+    mutex_unlock(&from->lock);
+    return code;
+}
+
+void
+timers_reopen(Timers *ts)
+{
+    mutex_lock(&ts->lock);
+    ts->heir = NULL;
+    mutex_unlock(&ts->lock);
 }

@@ -636,10 +636,10 @@ TEST_P(proc_threads_come_and_go)
     quiet();
     for (M *mp = allm; mp != NULL; mp = mp->alllink)
         ms++;
-    dead = NATIVE->ngfree;
+    dead = NATIVE->gfree[0].n;
     CHECK(ms <= before + 3 + NATIVE->np + 1); /* reused, not piled up */
     for (uint32_t i = 0; i < NATIVE->np; i++)
-        dead += NATIVE->allp[i]->ngfree;
+        dead += NATIVE->allp[i]->gfree[0].n;
     CHECK_EQ(NATIVE->ngs, dead + 1); /* this thread's, and those that wait for reuse */
 }
 

@@ -22,7 +22,7 @@ TEST(stack_classes_have_their_sizes)
         CHECK_EQ(stack_class_size(STACK_512K), 512 << 10);
         CHECK_EQ(stack_guard_size(STACK_256K), 4096);
     }
-    CHECK_EQ(stack_guard_size(STACK_2K), 8);
+    CHECK_EQ(stack_guard_size(STACK_2K), 32);
 }
 
 TEST(stack_slots_are_distinct_zero_and_aligned)

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -567,4 +568,81 @@ TEST(strerror_knows_every_code)
     for (int code = GMP_ESTATE; code <= 0; code++)
         CHECK(strcmp(gmp_strerror(code), "unknown error") != 0);
     CHECK(strcmp(gmp_strerror(-1000), "unknown error") == 0);
+}
+
+/* ---- CPU quota ---- */
+
+static void
+put(const char *root, const char *path, const char *text)
+{
+    char name[512];
+
+    snprintf(name, sizeof(name), "%s%s", root, path);
+    for (char *p = name + 1; (p = strchr(p, '/')) != NULL; p++) {
+        *p = '\0';
+        (void)mkdir(name, 0700);
+        *p = '/';
+    }
+    FILE *f = fopen(name, "w");
+    CHECK(f != NULL);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void
+check_quota(const char *cgroup, const char *mountinfo, const char *file, const char *text, const char *file2, const char *text2,
+            double want)
+{
+    char root[] = "/tmp/gmp-test-XXXXXX", command[64];
+
+    CHECK(mkdtemp(root) != NULL);
+    if (cgroup != NULL)
+        put(root, "/proc/self/cgroup", cgroup);
+    if (mountinfo != NULL)
+        put(root, "/proc/self/mountinfo", mountinfo);
+    if (file != NULL)
+        put(root, file, text);
+    if (file2 != NULL)
+        put(root, file2, text2);
+    double got = sys_cpu_quota(root);
+    if (got != want)
+        test_fail(__FILE__, __LINE__, "quota %g, expected %g, for %s", got, want, cgroup != NULL ? cgroup : "nothing");
+    snprintf(command, sizeof(command), "rm -rf %s", root);
+    CHECK_EQ(system(command), 0);
+}
+
+TEST(sys_cpu_quota_of_cgroups)
+{
+    static const char v2[] = "23 1 0:1 / / rw - ext4 /dev/x rw\n31 23 0:2 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup rw\n";
+    static const char v1[] = "31 23 0:2 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+                             "32 23 0:3 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n";
+    static const char part[] = "32 23 0:3 /a/b /sys/fs/cgroup/cpu\\040x rw - cgroup cgroup rw,cpu\n";
+
+#if !defined(__linux__)
+    SKIP("no cgroups here");
+#endif
+    check_quota(NULL, NULL, NULL, NULL, NULL, NULL, 0);
+    check_quota("0::/\n", v2, NULL, NULL, NULL, NULL, 0); /* the root group has no cpu.max */
+    check_quota("0::/\n", v2, "/sys/fs/cgroup/cpu.max", "150000 100000\n", NULL, NULL, 1.5);
+    check_quota("0::/app/x\n", v2, "/sys/fs/cgroup/app/x/cpu.max", "800000 100000\n", NULL, NULL, 8);
+    check_quota("0::/app/x\n", v2, "/sys/fs/cgroup/app/x/cpu.max", "max 100000\n", NULL, NULL, 0);
+    check_quota("0::/app/x\n", v2, "/sys/fs/cgroup/app/x/cpu.max", "rubbish", NULL, NULL, 0);
+    check_quota("0::/app/x\n", v2, "/sys/fs/cgroup/app/x/cpu.max", "", NULL, NULL, 0);
+    check_quota("rubbish\n\n::\n", v2, "/sys/fs/cgroup/cpu.max", "150000 100000\n", NULL, NULL, 1.5);
+    check_quota("0::/\n", "short line\n - \n", NULL, NULL, NULL, NULL, 0);
+    check_quota("5:memory:/m\n4:cpuacct,cpu:/c\n0::/u\n", v1, "/sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us", "250000\n",
+                "/sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_period_us", "100000\n", 2.5);
+    check_quota("4:cpu:/c\n", v1, "/sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us", "-1\n",
+                "/sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_period_us", "100000\n", 0);
+    check_quota("4:cpu:/a/b/c\n", part, "/sys/fs/cgroup/cpu x/c/cpu.cfs_quota_us", "300000\n",
+                "/sys/fs/cgroup/cpu x/c/cpu.cfs_period_us", "100000\n", 3);
+    check_quota("4:cpu:/a/bb\n", part, "/sys/fs/cgroup/cpu x/cpu.cfs_quota_us", "300000\n", "/sys/fs/cgroup/cpu x/cpu.cfs_period_us",
+                "100000\n", 0); /* another part of the tree is mounted */
+    CHECK_EQ(sys_procs_within(8, 0), 8);
+    CHECK_EQ(sys_procs_within(8, 0.5), 2);
+    CHECK_EQ(sys_procs_within(8, 2.0), 2);
+    CHECK_EQ(sys_procs_within(8, 2.1), 3);
+    CHECK_EQ(sys_procs_within(8, 100), 8);
+    CHECK_EQ(sys_procs_within(1, 0.5), 1);
+    CHECK(sys_procs() >= 1 && sys_procs() <= sys_ncpu());
 }
