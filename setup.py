@@ -185,11 +185,14 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """Adds gmp.protos: the Python code of protos/*.proto.  Without grpcio-tools the wheel goes without."""
+    """Adds gmp/include/gmp.h, and gmp.protos, the Python code of protos/*.proto.  Without grpcio-tools the wheel goes without."""
 
     def run(self):
         super().run()
-        self.generate(Path("." if self.editable_mode else self.build_lib))
+        root = Path("." if self.editable_mode else self.build_lib)
+        (root / "gmp/include").mkdir(exist_ok=True)
+        shutil.copy("csrc/gmp.h", root / "gmp/include/gmp.h")
+        self.generate(root)
 
     def generate(self, root):
         protos = sorted(str(p) for p in Path("protos").glob("*.proto"))

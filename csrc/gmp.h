@@ -40,6 +40,9 @@
 extern "C" {
 #endif
 
+#if defined(__GNUC__)
+#pragma GCC visibility push(default) /* the only symbols that the shared object shows */
+#endif
 /* cdef begin */
 enum {
     GMP_OK = 0,
@@ -156,6 +159,9 @@ typedef struct gmp_stats {
 } gmp_stats;
 int gmp_get_stats(gmp_stats *out, size_t size); /* size: of the caller's gmp_stats */
 /* cdef end */
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }

@@ -155,10 +155,6 @@ struct gmp_cond {
     WaitQ waiters;
 };
 
-struct gmp_waitgroup {
-    Gwaitgroup wg;
-};
-
 static int new(void **out, size_t size)
 {
     if (out == NULL)

@@ -9,6 +9,7 @@
 
 #include "chan.h"
 #include "gmp.h"
+#include "sync.h"
 
 #define NATIVE_SET (&scheds[SET_NATIVE])
 
@@ -66,6 +67,10 @@ void visit_end(Visit *v);
 
 struct gmp_chan {
     Hchan c;
+};
+
+struct gmp_waitgroup {
+    Gwaitgroup wg;
 };
 
 #endif

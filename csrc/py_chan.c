@@ -1,17 +1,68 @@
-/* py_chan.c: Chan, and select with its cases.  The elements are owned references; the core moves them as words. */
+/* py_chan.c: Chan, native.Chan, and select with its cases.
+ *
+ * The core moves elements as words.  Those of a Chan are owned references, those of a native.Chan plain 64-bit numbers, which C
+ * goroutines send and receive too: a Slot holds either.
+ */
 #include "py_gmp.h"
 
 #include <stddef.h>
+
+#include "native.h"
 
 PyObject *ChanClosed;
 
 typedef struct PyChan {
     PyObject_HEAD
-    Hchan c;
+    Hchan *c;
     PyObject *weakrefs;
+    Hchan own;        /* Chan's; a native.Chan has a gmp_chan of the C interface, which C code may hold on to */
+    gmp_chan *native; /* NULL: a Chan */
 } PyChan;
 
-static PyTypeObject Chan_Type;
+typedef union Slot {
+    PyObject *object;
+    int64_t word;
+} Slot;
+
+static PyTypeObject Chan_Type, NativeChan_Type;
+
+/* value as an element of ch: a new reference, or the number.  -1 with an exception. */
+static int
+slot_put(PyChan *ch, PyObject *value, Slot *s)
+{
+    if (GMP_LIKELY(ch->native == NULL)) {
+        s->object = Py_NewRef(value);
+        return 0;
+    }
+    if (!PyIndex_Check(value)) {
+        PyErr_Format(PyExc_TypeError, "a gmp.native.Chan carries ints, not %.200s", Py_TYPE(value)->tp_name);
+        return -1;
+    }
+    PyObject *n = PyNumber_Index(value);
+    if (n == NULL)
+        return -1;
+    int overflow;
+    s->word = PyLong_AsLongLongAndOverflow(n, &overflow);
+    Py_DECREF(n);
+    if (overflow != 0)
+        PyErr_Format(PyExc_OverflowError, "a gmp.native.Chan carries ints of 64 bits with a sign, and %R is too %s",
+                     value, overflow > 0 ? "large" : "small");
+    return overflow != 0 || (s->word == -1 && PyErr_Occurred()) ? -1 : 0;
+}
+
+/* What an element that was received means: a new reference. */
+static inline PyObject *
+slot_take(PyChan *ch, Slot s)
+{
+    return GMP_LIKELY(ch->native == NULL) ? s.object : PyLong_FromLongLong(s.word);
+}
+
+static inline void
+slot_drop(PyChan *ch, Slot s)
+{
+    if (ch->native == NULL)
+        Py_DECREF(s.object);
+}
 
 static void
 raise_closed(const char *message)
@@ -21,36 +72,54 @@ raise_closed(const char *message)
 
 /* ---- making ---- */
 
-static PyObject *
-chan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+static int
+parse_cap(PyObject *args, PyObject *kwargs, Py_ssize_t *n)
 {
     static char *keywords[] = {"cap", NULL};
     PyObject *cap = NULL;
+    *n = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:Chan", keywords, &cap))
-        return NULL;
-    Py_ssize_t n = 0;
-    if (cap != NULL) {
-        if (!PyIndex_Check(cap)) {
-            PyErr_Format(PyExc_TypeError, "Chan() cap must be an int, the number of values it buffers, not %.200s",
-                         Py_TYPE(cap)->tp_name);
-            return NULL;
-        }
-        n = PyNumber_AsSsize_t(cap, PyExc_OverflowError);
-        if (n == -1 && PyErr_Occurred()) {
-            if (PyErr_ExceptionMatches(PyExc_OverflowError))
-                PyErr_Format(PyExc_OverflowError, "Chan() cap %S does not fit a machine word", cap);
-            return NULL;
-        }
-        if (n < 0) {
-            PyErr_Format(PyExc_ValueError, "Chan() cap must be 0 or more, not %zd", n);
-            return NULL;
-        }
+        return -1;
+    if (cap == NULL)
+        return 0;
+    if (!PyIndex_Check(cap)) {
+        PyErr_Format(PyExc_TypeError, "Chan() cap must be an int, the number of values it buffers, not %.200s",
+                     Py_TYPE(cap)->tp_name);
+        return -1;
     }
+    *n = PyNumber_AsSsize_t(cap, PyExc_OverflowError);
+    if (*n == -1 && PyErr_Occurred()) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError))
+            PyErr_Format(PyExc_OverflowError, "Chan() cap %S does not fit a machine word", cap);
+        return -1;
+    }
+    if (*n < 0) {
+        PyErr_Format(PyExc_ValueError, "Chan() cap must be 0 or more, not %zd", *n);
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *
+chan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    Py_ssize_t n;
+    if (parse_cap(args, kwargs, &n) < 0)
+        return NULL;
     PyChan *self = (PyChan *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    int code = chan_init(&self->c, sizeof(PyObject *), (size_t)n);
+    int code;
+    if (type == &NativeChan_Type) {
+        code = gmp_chan_new(&self->native, sizeof(int64_t), (size_t)n);
+        self->c = code == GMP_OK ? &self->native->c : NULL;
+    }
+    else {
+        code = chan_init(&self->own, sizeof(PyObject *), (size_t)n);
+        self->c = &self->own;
+    }
     if (code < 0) {
+        self->c = NULL;
         Py_DECREF(self);
         if (code == GMP_EINVAL)
             PyErr_Format(PyExc_ValueError, "Chan() cap %zd is too large", n);
@@ -64,7 +133,9 @@ chan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static int
 chan_traverse(PyObject *self, visitproc visit, void *arg)
 {
-    Hchan *c = &((PyChan *)self)->c;
+    Hchan *c = ((PyChan *)self)->c;
+    if (c == NULL || ((PyChan *)self)->native != NULL)
+        return 0;
     PyObject **buf = (PyObject **)c->buf;
     for (size_t i = 0, k = c->recvx; i < c->qcount; i++, k = k + 1 == c->dataqsiz ? 0 : k + 1)
         Py_VISIT(buf[k]);
@@ -74,9 +145,9 @@ chan_traverse(PyObject *self, visitproc visit, void *arg)
 static int
 chan_clear(PyObject *self)
 {
-    Hchan *c = &((PyChan *)self)->c;
+    Hchan *c = ((PyChan *)self)->c;
     PyObject *v;
-    while (c->qcount > 0 && chanrecv(c, &v, 0) == GMP_OK)
+    while (c != NULL && c->qcount > 0 && chanrecv(c, &v, 0) == GMP_OK)
         Py_DECREF(v);
     return 0;
 }
@@ -88,15 +159,28 @@ chan_dealloc(PyObject *self)
     Py_TRASHCAN_BEGIN(self, chan_dealloc) /* channels in channels, thousands deep */
         if (((PyChan *)self)->weakrefs != NULL) PyObject_ClearWeakRefs(self);
     chan_clear(self);
-    chan_term(&((PyChan *)self)->c);
+    if (((PyChan *)self)->c != NULL)
+        chan_term(((PyChan *)self)->c);
     Py_TYPE(self)->tp_free(self);
     Py_TRASHCAN_END
+}
+
+static void
+native_chan_dealloc(PyObject *self)
+{
+    PyChan *ch = (PyChan *)self;
+    if (ch->weakrefs != NULL)
+        PyObject_ClearWeakRefs(self);
+    /* Refused while a C goroutine waits on it: then nobody will wake that one, and the channel stays. */
+    if (ch->native != NULL)
+        (void)gmp_chan_free(ch->native);
+    Py_TYPE(self)->tp_free(self);
 }
 
 /* ---- operations ---- */
 
 static GMP_NOINLINE int
-recv_slow(Hchan *c, PyObject **v, PyWait *w)
+recv_slow(Hchan *c, Slot *v, PyWait *w)
 {
     int code;
     do {
@@ -117,9 +201,9 @@ recv_slow(Hchan *c, PyObject **v, PyWait *w)
 
 /* GMP_OK, GMP_ECLOSED, or 1 with an exception. */
 static inline int
-recv_value(PyChan *self, PyObject **v, int64_t timeout)
+recv_value(PyChan *self, Slot *v, int64_t timeout)
 {
-    int code = chanrecv(&self->c, v, 0);
+    int code = chanrecv(self->c, v, 0);
     if (code != GMP_ETIMEDOUT)
         return code;
     PyWait w = {.timeout = timeout};
@@ -127,11 +211,11 @@ recv_value(PyChan *self, PyObject **v, int64_t timeout)
         py_raise_code(code, "Chan.recv()", &w);
         return 1;
     }
-    return recv_slow(&self->c, v, &w);
+    return recv_slow(self->c, v, &w);
 }
 
 static GMP_NOINLINE int
-send_slow(Hchan *c, PyObject *const *v, PyWait *w)
+send_slow(Hchan *c, const Slot *v, PyWait *w)
 {
     int code;
     do {
@@ -175,10 +259,10 @@ py_chan_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
     if (GMP_UNLIKELY(nargs != 0 || kwnames != NULL) &&
         timeout_from(args, nargs, kwnames, 0, "Chan.recv()", &timeout) < 0)
         return NULL;
-    PyObject *v;
+    Slot v;
     int code = recv_value((PyChan *)self, &v, timeout);
     if (GMP_LIKELY(code == GMP_OK))
-        return v;
+        return slot_take((PyChan *)self, v);
     if (code == GMP_ECLOSED)
         raise_closed("receive on closed channel");
     return NULL;
@@ -190,15 +274,14 @@ py_chan_recv_ok(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObjec
     int64_t timeout = -1;
     if ((nargs != 0 || kwnames != NULL) && timeout_from(args, nargs, kwnames, 0, "Chan.recv_ok()", &timeout) < 0)
         return NULL;
-    PyObject *v;
+    Slot v;
     int code = recv_value((PyChan *)self, &v, timeout);
     if (code > 0)
         return NULL;
     if (code == GMP_ECLOSED)
         return PyTuple_Pack(2, Py_None, Py_False);
-    PyObject *r = PyTuple_Pack(2, v, Py_True);
-    Py_DECREF(v);
-    return r;
+    PyObject *value = slot_take((PyChan *)self, v);
+    return value != NULL ? Py_BuildValue("(NO)", value, Py_True) : NULL;
 }
 
 static PyObject *
@@ -209,8 +292,10 @@ py_chan_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
         timeout_from(args, nargs, kwnames, 1, "Chan.send()", &timeout) < 0)
         return NULL;
     PyChan *ch = (PyChan *)self;
-    PyObject *v = Py_NewRef(args[0]);
-    int code = chansend(&ch->c, &v, 0);
+    Slot v;
+    if (slot_put(ch, args[0], &v) < 0)
+        return NULL;
+    int code = chansend(ch->c, &v, 0);
     if (GMP_LIKELY(code == GMP_OK))
         Py_RETURN_NONE;
     if (code == GMP_ETIMEDOUT) {
@@ -220,12 +305,12 @@ py_chan_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
             code = 1;
         }
         else {
-            code = send_slow(&ch->c, &v, &w);
+            code = send_slow(ch->c, &v, &w);
         }
         if (code == GMP_OK)
             Py_RETURN_NONE;
     }
-    Py_DECREF(v);
+    slot_drop(ch, v);
     if (code == GMP_ECLOSED)
         raise_closed("send on closed channel");
     return NULL;
@@ -234,7 +319,7 @@ py_chan_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
 static PyObject *
 py_chan_close(PyObject *self, PyObject *unused)
 {
-    if (chanclose(&((PyChan *)self)->c) < 0) {
+    if (chanclose(((PyChan *)self)->c) < 0) {
         raise_closed("close of closed channel");
         return NULL;
     }
@@ -244,14 +329,15 @@ py_chan_close(PyObject *self, PyObject *unused)
 static PyObject *
 chan_next(PyObject *self)
 {
-    PyObject *v;
-    return recv_value((PyChan *)self, &v, -1) == GMP_OK ? v : NULL; /* closed: the iteration ends */
+    Slot v;
+    return recv_value((PyChan *)self, &v, -1) == GMP_OK ? slot_take((PyChan *)self, v)
+                                                        : NULL; /* closed: the iteration ends */
 }
 
 static Py_ssize_t
 chan_length(PyObject *self)
 {
-    return (Py_ssize_t)chanlen(&((PyChan *)self)->c);
+    return (Py_ssize_t)chanlen(((PyChan *)self)->c);
 }
 
 static int
@@ -263,20 +349,20 @@ chan_bool(PyObject *self)
 static PyObject *
 chan_get_cap(PyObject *self, void *closure)
 {
-    return PyLong_FromSize_t(((PyChan *)self)->c.dataqsiz);
+    return PyLong_FromSize_t(((PyChan *)self)->c->dataqsiz);
 }
 
 static PyObject *
 chan_get_closed(PyObject *self, void *closure)
 {
-    return PyBool_FromLong(((PyChan *)self)->c.closed);
+    return PyBool_FromLong(((PyChan *)self)->c->closed);
 }
 
 static PyObject *
 chan_repr(PyObject *self)
 {
-    Hchan *c = &((PyChan *)self)->c;
-    return PyUnicode_FromFormat("<gmp.Chan at %p, %zu of %zu%s>", self, c->qcount, c->dataqsiz,
+    Hchan *c = ((PyChan *)self)->c;
+    return PyUnicode_FromFormat("<%s at %p, %zu of %zu%s>", Py_TYPE(self)->tp_name, self, chanlen(c), c->dataqsiz,
                                 c->closed ? ", closed" : "");
 }
 
@@ -306,6 +392,19 @@ static PyGetSetDef chan_getset[] = {
     {"closed", chan_get_closed, NULL, PyDoc_STR("True after close()."), NULL},
     {0},
 };
+static PyObject *
+chan_get_pointer(PyObject *self, void *closure)
+{
+    return PyLong_FromVoidPtr(((PyChan *)self)->native);
+}
+
+static PyGetSetDef native_chan_getset[] = {
+    {"cap", chan_get_cap, NULL, PyDoc_STR("How many numbers the channel buffers.  Go: cap(ch)."), NULL},
+    {"closed", chan_get_closed, NULL, PyDoc_STR("True after close()."), NULL},
+    {"pointer", chan_get_pointer, NULL,
+     PyDoc_STR("The gmp_chan * of gmp.h, an int: what C code takes.  Valid as long as this object lives."), NULL},
+    {0},
+};
 static PySequenceMethods chan_sequence = {.sq_length = chan_length};
 static PyNumberMethods chan_number = {.nb_bool = chan_bool};
 
@@ -326,6 +425,28 @@ static PyTypeObject Chan_Type = {
     .tp_iternext = chan_next,
     .tp_methods = chan_type_methods,
     .tp_getset = chan_getset,
+    .tp_as_sequence = &chan_sequence,
+    .tp_as_number = &chan_number,
+    .tp_weaklistoffset = offsetof(PyChan, weakrefs),
+};
+
+static PyTypeObject NativeChan_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.native.Chan",
+    .tp_doc = PyDoc_STR(
+        "Chan(cap=0)\n--\n\nA channel of 64-bit ints with a sign, that Python and C goroutines send and receive "
+        "alike.\n\n"
+        "C code is given its pointer and calls gmp_chan_send and gmp_chan_recv of gmp.h, with elements of 8 bytes; "
+        "here it\n"
+        "has the methods of gmp.Chan and goes into gmp.select.  Keep this object while C code uses the pointer."),
+    .tp_basicsize = sizeof(PyChan),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = chan_new,
+    .tp_dealloc = native_chan_dealloc,
+    .tp_repr = chan_repr,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = chan_next,
+    .tp_methods = chan_type_methods,
+    .tp_getset = native_chan_getset,
     .tp_as_sequence = &chan_sequence,
     .tp_as_number = &chan_number,
     .tp_weaklistoffset = offsetof(PyChan, weakrefs),
@@ -390,7 +511,7 @@ static PyTypeObject Case_Type = {
 static PyObject *
 case_new(PyObject *ch, PyObject *value, const char *what)
 {
-    if (ch != Py_None && !PyObject_TypeCheck(ch, &Chan_Type)) {
+    if (ch != Py_None && !PyObject_TypeCheck(ch, &Chan_Type) && !Py_IS_TYPE(ch, &NativeChan_Type)) {
         PyErr_Format(PyExc_TypeError,
                      "%s argument 1 must be a gmp.Chan, or None for a channel that is never ready, not %.200s", what,
                      Py_TYPE(ch)->tp_name);
@@ -496,17 +617,17 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
         return NULL;
     }
     Scase inline_cases[INLINE_CASES];
-    PyObject *inline_values[INLINE_CASES];
+    Slot inline_values[INLINE_CASES];
     Scase *cases = inline_cases;
-    PyObject **values = inline_values;
+    Slot *values = inline_values;
     if (nargs > INLINE_CASES) {
-        cases = PyMem_Malloc((size_t)nargs * (sizeof(Scase) + sizeof(PyObject *)));
+        cases = PyMem_Malloc((size_t)nargs * (sizeof(Scase) + sizeof(Slot)));
         if (cases == NULL)
             return PyErr_NoMemory();
-        values = (PyObject **)(cases + nargs);
+        values = (Slot *)(cases + nargs);
     }
     PyObject *result = NULL;
-    Py_ssize_t n = 0;
+    Py_ssize_t n = 0, sent = -1; /* the case whose value is the channel's now */
     for (; n < nargs; n++) {
         if (!Py_IS_TYPE(args[n], &Case_Type)) {
             PyErr_Format(PyExc_TypeError,
@@ -515,8 +636,9 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
             goto done;
         }
         Case *c = (Case *)args[n];
-        values[n] = Py_XNewRef(c->value);
-        cases[n] = (Scase){c->ch != NULL ? &c->ch->c : NULL, &values[n], c->value != NULL};
+        if (c->value != NULL && c->ch != NULL && slot_put(c->ch, c->value, &values[n]) < 0)
+            goto done;
+        cases[n] = (Scase){c->ch != NULL ? c->ch->c : NULL, &values[n], c->value != NULL};
     }
     bool ok = false;
     PyWait w = {.timeout = has_default ? 0 : timeout};
@@ -524,16 +646,15 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
     if (r == GMP_ETIMEDOUT && w.timeout != 0)
         r = select_wait(cases, (int)nargs, &w, &ok);
     if (r >= 0) {
-        PyObject *got = values[r];
-        values[r] = NULL;
+        sent = cases[r].send && ok ? r : -1;
         if (!cases[r].send) {
-            result = selected(r, ok ? got : Py_NewRef(Py_None), ok);
+            PyObject *got = ok ? slot_take(((Case *)args[r])->ch, values[r]) : Py_NewRef(Py_None);
+            result = got != NULL ? selected(r, got, ok) : NULL;
         }
         else if (ok) {
             result = selected(r, Py_NewRef(Py_None), true);
         }
         else {
-            Py_DECREF(got);
             raise_closed("send on closed channel");
         }
     }
@@ -548,8 +669,8 @@ py_select(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *k
     }
 done:
     for (Py_ssize_t i = 0; i < n; i++)
-        if (cases[i].send)
-            Py_XDECREF(values[i]);
+        if (cases[i].send && i != sent && ((Case *)args[i])->ch != NULL)
+            slot_drop(((Case *)args[i])->ch, values[i]);
     if (cases != inline_cases)
         PyMem_Free(cases);
     return result;
@@ -596,7 +717,9 @@ chan_module_init(PyObject *module)
                                   PyExc_RuntimeError, NULL);
     if (ChanClosed == NULL || PyModule_AddObjectRef(module, "ChanClosed", ChanClosed) < 0)
         return -1;
-    if (PyType_Ready(&Chan_Type) < 0 || PyType_Ready(&Case_Type) < 0)
+    if (PyType_Ready(&Chan_Type) < 0 || PyType_Ready(&NativeChan_Type) < 0 || PyType_Ready(&Case_Type) < 0)
+        return -1;
+    if (PyModule_AddObjectRef(module, "NativeChan", (PyObject *)&NativeChan_Type) < 0)
         return -1;
     if (PyModule_AddObjectRef(module, "Chan", (PyObject *)&Chan_Type) < 0)
         return -1;

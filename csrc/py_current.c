@@ -115,6 +115,13 @@ current_find(M *mp, PyThreadState *ts)
         mp->tls[i] = at[i];
 }
 
+void **
+current_word(int i)
+{
+    void **at[PY_CURRENT_WORDS] = {0};
+    return i < nwords && sys_tls_blocks(locate, at) ? at[i] : NULL;
+}
+
 bool
 current_found(void)
 {

@@ -5,6 +5,7 @@
  *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
  *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
  *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
+ *   py_native.c     C functions as goroutines of the native set
  *   py_runtime.c    statistics, listing goroutines  py_module.c the module
  *
  * All of it runs with the GIL, but for the hooks of the Class (Class.resume, detached, idle): each says so.
@@ -18,6 +19,7 @@
 #include <Python.h>
 
 #include "chan.h"
+#include "sync.h"
 
 typedef struct Goroutine Goroutine;
 
@@ -63,6 +65,7 @@ bool tstate_is_main_thread(void);
 void tstate_scrub(void);          /* its last: nothing of it may be visible to the next one; may run Python code */
 bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
+void tstate_forbid(void *poison);               /* PyGILState_* will find this on the calling thread */
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
 void tstate_fork_id(bool before);
 void tstate_afterfork_child(PyG *self);
@@ -74,6 +77,7 @@ void tstate_afterfork_child(PyG *self);
 #define PY_CURRENT_WORDS 2 /* and the one of PyGILState_* */
 #endif
 void current_init(void);
+void **current_word(int i);                  /* of the calling thread; NULL: not known */
 void current_find(M *mp, PyThreadState *ts); /* sets mp->tls, on its thread, attached as ts */
 bool current_found(void);
 
@@ -145,6 +149,14 @@ int py_wait_again(PyWait *w, int code);
 void py_raise_code(int code, const char *what, PyWait *w);
 int wait_init(PyObject *module);
 int64_t py_idle(Sched *sched);
+
+/* ---- py_sync.c ---- */
+PyObject *py_waitgroup_wait(Gwaitgroup *wg, PyObject *timeout, const char *what);
+
+/* ---- py_native.c ---- */
+void native_fault(const void *addr); /* ends the process with a message when a native goroutine is to blame */
+int native_module_init(PyObject *module);
+extern PyMethodDef native_methods[];
 
 /* ---- others ---- */
 int chan_module_init(PyObject *module);

@@ -895,6 +895,7 @@ on_fault(int sig, siginfo_t *info, void *context)
     StackClass cls;
     void *lo;
     bool guard;
+    native_fault(info->si_addr);
     if (stack_find(info->si_addr, &cls, &lo, &guard) && guard && cls == STACK_PYTHON) {
         PyG *pg = (PyG *)slot_g(SCHED->cls, lo);
         char msg[400];

@@ -165,14 +165,12 @@ waitgroup_done(PyObject *self, PyObject *unused)
     return waitgroup_change(self, -1);
 }
 
-static PyObject *
-waitgroup_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+PyObject *
+py_waitgroup_wait(Gwaitgroup *wg, PyObject *timeout, const char *what)
 {
     PyWait w = {0};
-    PyObject *arg = py_timeout_arg(args, nargs, kwnames, "WaitGroup.wait()");
-    if (arg == NULL || py_timeout(arg, "WaitGroup.wait()", &w.timeout) < 0)
+    if (py_timeout(timeout, what, &w.timeout) < 0)
         return NULL;
-    Gwaitgroup *wg = &((PyWaitGroup *)self)->wg;
     int code = gwaitgroup_wait(wg, 0);
     while (code != GMP_OK && w.timeout != 0) {
         if (py_wait_begin(&w) < 0)
@@ -187,10 +185,17 @@ waitgroup_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
             break;
     }
     if (code != GMP_OK) {
-        py_raise_code(code, "WaitGroup.wait()", &w);
+        py_raise_code(code, what, &w);
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+waitgroup_wait(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *timeout = py_timeout_arg(args, nargs, kwnames, "WaitGroup.wait()");
+    return timeout != NULL ? py_waitgroup_wait(&((PyWaitGroup *)self)->wg, timeout, "WaitGroup.wait()") : NULL;
 }
 
 static PyObject *

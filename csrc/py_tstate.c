@@ -312,6 +312,18 @@ tstate_signal_pending(void)
 #endif
 }
 
+void
+tstate_forbid(void *poison)
+{
+#if PY_VERSION_HEX >= 0x030F0000
+    void **word = current_word(1);
+    if (word != NULL)
+        *word = poison;
+#else
+    PyThread_tss_set(&GILSTATE_KEY, poison);
+#endif
+}
+
 /* ---- the life of a goroutine ---- */
 
 void

@@ -201,8 +201,8 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    int64_t gdelta;   /* goroutines started minus finished on this P */
-    int64_t npending; /* Starts queued minus bound on this P */
+    int64_t gdelta;     /* goroutines started minus finished on this P */
+    int64_t npending;   /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;
     GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
 
@@ -291,10 +291,10 @@ struct Sched {
     uint16_t coprimes[MAX_PROCS];
 
     Mutex lock;
-    GQueue runq;       /* the global queue */
-    uint32_t ngs;      /* goroutines ever made, adopted threads included */
-    uint32_t nslots;   /* Gs with a stack of Sched.cls, dead or alive; atomic */
-    int64_t npending;  /* Starts queued minus bound without a P; atomic */
+    GQueue runq;      /* the global queue */
+    uint32_t ngs;     /* goroutines ever made, adopted threads included */
+    uint32_t nslots;  /* Gs with a stack of Sched.cls, dead or alive; atomic */
+    int64_t npending; /* Starts queued minus bound without a P; atomic */
     GStack gfree[SET_CLASSES];
     int64_t gdelta; /* goroutines started minus finished without a P */
     P *pidle;
@@ -306,9 +306,10 @@ struct Sched {
     uint32_t npool;      /* pool threads among them */
     M *sleeper;          /* the idle M that waits for the next timer */
     int64_t sleepuntil;
-    M *mainm;          /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
-    bool stopping;     /* atomic: nothing is scheduled any more */
-    uint64_t nhandoff; /* statistics: Ps taken by sysmon */
+    M *mainm; /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
+    void (*thread_begin)(void); /* what each new pool thread calls first, or NULL */
+    bool stopping;              /* atomic: nothing is scheduled any more */
+    uint64_t nhandoff;          /* statistics: Ps taken by sysmon */
 };
 
 extern Sched scheds[SETS];

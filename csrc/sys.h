@@ -25,6 +25,8 @@ size_t sys_page_size(void);
  * one at a time (no huge pages).  NULL when refused. */
 void *sys_reserve(size_t bytes);
 void sys_release(void *addr, size_t bytes);
+/* Makes whole pages fault when touched, for ever.  False when refused. */
+bool sys_protect(void *addr, size_t bytes);
 /* Give the contents of whole pages back to the system; the range stays usable and reads as zero. */
 void sys_discard(void *addr, size_t bytes);
 /* How stacks are guarded on this system.  GUARD_MADVISE: MADV_GUARD_INSTALL, no VMA per guard (probed by touching one).

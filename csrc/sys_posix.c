@@ -136,6 +136,12 @@ sys_release(void *addr, size_t bytes)
     (void)munmap(addr, bytes);
 }
 
+bool
+sys_protect(void *addr, size_t bytes)
+{
+    return mprotect(addr, bytes, PROT_NONE) == 0;
+}
+
 void
 sys_discard(void *addr, size_t bytes)
 {

@@ -140,6 +140,8 @@ mstart(void *arg)
     mp->tid = sys_thread_id();
     mp->sigstack = sys_sigstack_install();
     gobuf_init_thread(&mp->g0);
+    if (mp->set->thread_begin != NULL)
+        mp->set->thread_begin();
     sched_loop(mp);
 }
 

@@ -21,6 +21,7 @@ Layout
     _exit           what comes before atexit
     _traceback      goroutine stacks as text
     _ffi            gmp.ffi and gmp.lib, the C interface by cffi
+    native          C functions as goroutines, channels shared with them (import gmp.native)
     net             connections, listeners, wait_read, wait_write (import gmp.net)
     grpc            a gRPC server whose RPCs are goroutines (needs grpcio)
 """

@@ -2,7 +2,7 @@
 
 The core knows that all its goroutines wait for each other.  What it does not know is threads: any thread that is not
 itself parked in gmp may still send, close or unlock.  So the answer is "no deadlock" while there is a Python thread that
-is not parked in gmp, or an OS thread that neither Python nor gmp has started.
+is not parked in gmp, an OS thread that neither Python nor gmp has started, or a native goroutine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from gmp import _core, _traceback
 
 
 def _stranger() -> bool:
+    if _core._native_count():
+        return True
     parked, own = _core._known_threads()
     accounted = own
     for thread in threading.enumerate():
