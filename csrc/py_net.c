@@ -28,11 +28,13 @@ typedef struct PyFD {
     bool socket;
     bool stream; /* a short read has emptied it: wait for the next edge before trying again */
     bool drained;
+    bool bulk; /* the last read brought much: the next one goes straight into the object it returns */
     bool keep; /* do not close the descriptor: it is somebody else's */
     PyObject *weakrefs;
 } PyFD;
 
 #define READ_MAX (64 * 1024) /* stays below malloc's mmap threshold */
+#define READ_BULK (16 * 1024)
 
 #if PY_VERSION_HEX < 0x030D0000
 #define PyLong_AsInt _PyLong_AsInt
@@ -163,6 +165,37 @@ fd_wait(PyFD *self, PollMode mode)
     }
 }
 
+/* Parks until a read is worth a try, when the last one has told that the stream is empty.  0, or -1 with an exception. */
+static inline int
+fd_wait_drained(PyFD *self, int flags)
+{
+    if (self->drained && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ))
+        return fd_wait(self, POLL_READ);
+    return 0;
+}
+
+/* One try, on a signal another one.  Bytes, or -1 with an exception; -2: there is nothing yet. */
+static inline Py_ssize_t
+fd_try_read(PyFD *self, char *buf, Py_ssize_t size, int flags)
+{
+    for (;;) {
+        Py_ssize_t n =
+            self->socket ? recv(self->fd, buf, (size_t)size, flags | MSG_DONTWAIT) : read(self->fd, buf, (size_t)size);
+        if (n >= 0) {
+            self->drained = self->stream && n > 0 && n < size && !(flags & MSG_PEEK);
+            return n;
+        }
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return -2;
+        if (errno != EINTR) {
+            raise_errno(errno);
+            return -1;
+        }
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
+}
+
 /* One read into buf, parking while there is nothing.  -1 with an exception. */
 static Py_ssize_t
 fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags)
@@ -170,29 +203,46 @@ fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags)
     if (!fd_enter(self))
         return -1;
     Py_ssize_t n = -1;
-    if (self->drained && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ) && fd_wait(self, POLL_READ) < 0)
-        goto done;
-    for (;;) {
-        n = self->socket ? recv(self->fd, buf, (size_t)size, flags) : read(self->fd, buf, (size_t)size);
-        if (n >= 0) {
-            self->drained = self->stream && n > 0 && n < size && !(flags & MSG_PEEK);
-            break;
-        }
-        if (errno == EINTR) {
-            if (PyErr_CheckSignals() < 0)
-                break;
-            continue;
-        }
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-            raise_errno(errno);
-            break;
-        }
-        if (fd_wait(self, POLL_READ) < 0)
-            break;
-    }
-done:
+    if (fd_wait_drained(self, flags) == 0)
+        while ((n = fd_try_read(self, buf, size, flags)) == -2 && (n = fd_wait(self, POLL_READ)) == 0)
+            ;
     fd_leave(self);
     return n;
+}
+
+/* The same into a new bytes object.  No memory is held while the goroutine is parked, and a short read makes a small object: it
+ * goes through a buffer that all share, which the GIL guards, as the system call keeps it. */
+static PyObject *
+fd_read_bytes(PyFD *self, Py_ssize_t size, int flags)
+{
+    static char shared[READ_MAX];
+    if (!fd_enter(self))
+        return NULL;
+    PyObject *data = NULL;
+    if (fd_wait_drained(self, flags) == 0) {
+        Py_ssize_t n;
+        do {
+            if (self->bulk) {
+                data = PyBytes_FromStringAndSize(NULL, size);
+                if (data == NULL)
+                    break;
+                n = fd_try_read(self, PyBytes_AS_STRING(data), size, flags);
+                if (n < 0)
+                    Py_CLEAR(data);
+                else if (n != size)
+                    _PyBytes_Resize(&data, n);
+            }
+            else {
+                n = fd_try_read(self, shared, size, flags);
+                if (n >= 0)
+                    data = PyBytes_FromStringAndSize(shared, n);
+            }
+            if (n >= 0)
+                self->bulk = n >= READ_BULK;
+        } while (n == -2 && fd_wait(self, POLL_READ) == 0);
+    }
+    fd_leave(self);
+    return data;
 }
 
 static PyObject *
@@ -219,17 +269,7 @@ fd_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         size = READ_MAX;
     if (size == 0)
         return PyBytes_FromStringAndSize(NULL, 0);
-    PyObject *data = PyBytes_FromStringAndSize(NULL, size);
-    if (data == NULL)
-        return NULL;
-    Py_ssize_t n = fd_read_some((PyFD *)op, PyBytes_AS_STRING(data), size, flags);
-    if (n < 0) {
-        Py_DECREF(data);
-        return NULL;
-    }
-    if (n != size)
-        _PyBytes_Resize(&data, n);
-    return data;
+    return fd_read_bytes((PyFD *)op, size, flags);
 }
 
 static PyObject *
@@ -262,8 +302,8 @@ static Py_ssize_t
 fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags)
 {
     for (;;) {
-        Py_ssize_t n =
-            self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL) : write(self->fd, buf, (size_t)size);
+        Py_ssize_t n = self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL | MSG_DONTWAIT)
+                                    : write(self->fd, buf, (size_t)size);
         if (n >= 0)
             return n;
         if (errno == EINTR) {
