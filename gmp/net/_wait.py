@@ -55,15 +55,10 @@ def _wait(fd: int | HasFileno, timeout: float | None, write: bool) -> None:
         os.close(own)
         raise
     try:
-        if timeout is not None:
-            if write:
-                poll.set_write_deadline(timeout)
-            else:
-                poll.set_read_deadline(timeout)
         if write:
-            poll.wait_write()
+            poll.wait_write(timeout)
         else:
-            poll.wait_read()
+            poll.wait_read(timeout)
     except TimeoutError:
         if not _ready(own, write):
             raise TimeoutError(f"{'write' if write else 'read'} timed out") from None

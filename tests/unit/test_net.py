@@ -7,11 +7,9 @@ import errno
 import gc
 import os
 import random
-import shutil
 import socket as so
 import ssl
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,21 +111,11 @@ def test_accepted_unix_connection_tells_its_addresses(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def contexts(certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """(server's, client's) with a certificate for localhost."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command to make a certificate with")
-    here = tmp_path_factory.mktemp("tls")
-    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
-    command += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
-    made = subprocess.run(command.split(), cwd=here, capture_output=True, text=True, timeout=60)
-    if made.returncode != 0:
-        pytest.skip(f"openssl makes no certificate: {made.stderr}")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(here / "cert.pem", here / "key.pem")
-    client = ssl.create_default_context(cafile=str(here / "cert.pem"))
-    return server, client
+    server.load_cert_chain(certificate)
+    return server, ssl.create_default_context(cafile=str(certificate))
 
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
