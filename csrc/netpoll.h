@@ -34,7 +34,7 @@ struct PollDesc {
     int fd;
     uint32_t tag; /* counts the lives of this PollDesc; events carry it */
     bool closing; /* PollDesc.lock */
-    bool hup;     /* the other end has finished sending, or worse: reads are always worth a try; atomic */
+    bool hup;     /* the other end has ended, or sent urgent data, where a read stops: always try to read; atomic */
     Sched *set;
     PollSide side[2];
     PollDesc *link; /* free list */

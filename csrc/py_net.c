@@ -26,10 +26,11 @@ typedef struct PyFD {
     bool closing;
     bool waiting[2]; /* a goroutine is in netpoll_wait, until it has run again: PollMode */
     bool socket;
-    bool stream; /* a short read has emptied it: wait for the next edge before trying again */
-    bool drained;
-    bool bulk; /* the last read brought much: the next one goes straight into the object it returns */
-    bool keep; /* do not close the descriptor: it is somebody else's */
+    bool stream;
+    bool tcp;     /* a short read has emptied it (a Unix socket's stops behind descriptors, too) */
+    bool drained; /* by the last read: the next one waits for an edge first */
+    bool bulk;    /* the last read brought much: the next one goes straight into the object it returns */
+    bool keep;    /* do not close the descriptor: it is somebody else's */
     PyObject *weakrefs;
 } PyFD;
 
@@ -209,7 +210,7 @@ fd_try_read(PyFD *self, char *buf, Py_ssize_t size, int flags)
         Py_ssize_t n =
             self->socket ? recv(self->fd, buf, (size_t)size, flags | MSG_DONTWAIT) : read(self->fd, buf, (size_t)size);
         if (n >= 0) {
-            self->drained = self->stream && n > 0 && n < size && !(flags & MSG_PEEK);
+            self->drained = self->tcp && n > 0 && n < size && !(flags & MSG_PEEK);
             return n;
         }
         if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -682,6 +683,10 @@ fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     int kind = 0;
     socklen_t len = sizeof kind;
     self->stream = self->socket && getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &len) == 0 && kind == SOCK_STREAM;
+    struct sockaddr_storage name;
+    len = sizeof name;
+    self->tcp = self->stream && getsockname(fd, (struct sockaddr *)&name, &len) == 0 &&
+                (name.ss_family == AF_INET || name.ss_family == AF_INET6);
     return (PyObject *)self;
 }
 

@@ -186,6 +186,11 @@ def dial(
         raise TypeError(f"dial() timeout must be a number of seconds or None, not {type(timeout).__name__}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"dial() timeout must be 0 or more seconds or None, not {timeout!r}")
+    if ssl is not None:
+        from ssl import SSLContext
+
+        if not isinstance(ssl, SSLContext):
+            raise TypeError(f"dial() ssl must be an ssl.SSLContext, not {type(ssl).__name__}")
     if server_hostname is not None and not isinstance(server_hostname, str):
         raise TypeError(f"dial() server_hostname must be a str, not {type(server_hostname).__name__}")
     if server_hostname is not None and ssl is None:
