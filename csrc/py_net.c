@@ -11,6 +11,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -197,7 +199,7 @@ fd_prepare_read(PyFD *self, int flags, PyWait *w)
 {
     if (fd_prepare(self, POLL_READ, w) < 0)
         return -1;
-    if (self->drained && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ))
+    if (self->drained && w->timeout != 0 && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ))
         return fd_wait(self, POLL_READ, w);
     return 0;
 }
@@ -552,7 +554,14 @@ fd_wait_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PollMode m
         return NULL;
     if (!fd_enter(self))
         return NULL;
-    int r = fd_wait(self, mode, &w);
+    int r;
+    if (w.timeout == 0) { /* the poller may not have looked yet */
+        struct pollfd pfd = {.fd = self->fd, .events = mode == POLL_READ ? POLLIN : POLLOUT};
+        r = poll(&pfd, 1, 0) > 0 ? 0 : raise_timeout(mode);
+    }
+    else {
+        r = fd_wait(self, mode, &w);
+    }
     fd_leave(self);
     if (r < 0)
         return NULL;

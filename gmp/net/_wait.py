@@ -18,9 +18,10 @@ def wait_read(fd: int | HasFileno, timeout: float | None = None) -> None:
     """Park until a read from a descriptor would not block: there is data, an end, an error, or a connection to accept.
 
     fd: a descriptor, or what has a fileno(); blocking or not.  timeout: seconds; None: no limit; 0: do not wait.
-    Raises TimeoutError, and OSError with EBADF for a closed one.  Regular files are always ready.
+    Raises TimeoutError, and OSError: EBADF for a closed or negative one, EMFILE when there is none left for the duplicate that is
+    waited on.  Regular files are always ready.
     Any number of goroutines may wait for the same descriptor, and a Conn may own it.  Closing the descriptor with os.close
-    wakes nobody, as everywhere in Unix.
+    wakes nobody, as everywhere in Unix.  Go: internal/poll.(*FD).RawRead, which waits the same way
     """
     _wait(fd, timeout, False)
 

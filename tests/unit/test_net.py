@@ -347,6 +347,12 @@ def test_timeout_of_one_call() -> None:
                 b.read(1, 0, 0.01)
         with pytest.raises(TimeoutError):
             b.read(1, 0, 0)
+        for call in (lambda: b.read(9, 0, 0), lambda: b.wait_read(0) or b.read(9)):
+            a.write(b"there")  # on loopback it has arrived when write() returns
+            assert call() == b"there"  # type: ignore[no-untyped-call, func-returns-value]
+        with pytest.raises(TimeoutError):
+            b.wait_read(0)
+        b.wait_write(0)
         reader = go(b.read, 1)  # the time-out has left no deadline behind
         until_waiting(reader)
         gmp.sleep(0.02)
