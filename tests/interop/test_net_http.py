@@ -15,6 +15,7 @@ import socket as so
 import socketserver
 import ssl
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,10 +54,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(HTTPServer):
+    """Keeps what went wrong in a handler; it must be the client's doing."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException | None] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.errors.append(sys.exception())
+
+
 @contextlib.contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, HTTPServer]]:
+def serving(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, Server]]:
     """("http://host:port" or https, the server)"""
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = Server()
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     loop = go(server.serve_forever)
@@ -67,6 +79,7 @@ def serving(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, HTTPSe
         server.shutdown()
         loop.result(WAIT)
         server.server_close()
+    assert not [e for e in server.errors if not isinstance(e, (ssl.SSLError, ConnectionError))]
 
 
 @pytest.fixture
@@ -152,7 +165,7 @@ def test_slow_requests_run_side_by_side(kind: str, request: pytest.FixtureReques
 
 
 def test_shutdown_and_serve_again() -> None:
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server() as server:
         for _ in range(3):
             loop = go(server.serve_forever)
             with contextlib.closing(connect("//{}:{}".format(*server.server_address))) as c:
