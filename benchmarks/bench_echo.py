@@ -1,7 +1,8 @@
 """Echo: a TCP server sends back what it gets, a handler for each of n connections.
 
-The clients are the Go twin's (`twin load`), in a process and on CPUs of their own, the same for all servers: each of the
-n writes 64 bytes and waits for them to come back. An operation is one message there and back; the time is the clients'.
+The clients are the Go twin's (`twin load`), in a process and on CPUs of their own, the same for all servers: on Linux one
+thread with an epoll set, which takes less processor time a message than any of the servers does. Each of the n writes
+64 bytes and waits for them to come back. An operation is one message there and back; the time is the clients'.
 """
 
 from __future__ import annotations

@@ -225,10 +225,18 @@ netpoll_evict(PollDesc *pd)
 }
 
 void
-netpoll_close(PollDesc *pd)
+netpoll_forget(PollDesc *pd)
 {
     GMP_CHECK(pd->closing);
-    netpoll_backend_close(pd->fd);
+    if (pd->fd >= 0)
+        netpoll_backend_close(pd->fd);
+    pd->fd = -1;
+}
+
+void
+netpoll_close(PollDesc *pd)
+{
+    netpoll_forget(pd);
     pdfree(pd);
 }
 

@@ -34,7 +34,7 @@ struct PollDesc {
     int fd;
     uint32_t tag; /* counts the lives of this PollDesc; events carry it */
     bool closing; /* PollDesc.lock */
-    bool hup;     /* the other end has finished sending, or worse: reads are always worth a try; atomic */
+    bool hup;     /* the other end has ended, or sent urgent data, where a read stops: always try to read; atomic */
     Sched *set;
     PollSide side[2];
     PollDesc *link; /* free list */
@@ -45,6 +45,8 @@ struct PollDesc {
 int netpoll_open(Sched *set, int fd, PollDesc **out);
 /* Wakes who waits with GMP_ECLOSED and refuses new waits.  Before the descriptor is closed.  Go: pollUnblock */
 void netpoll_evict(PollDesc *pd);
+/* Unregisters: the descriptor is somebody else's from now on.  evict first. */
+void netpoll_forget(PollDesc *pd);
 /* Unregisters and frees; evict first, and let no one use pd any more.  Go: pollClose */
 void netpoll_close(PollDesc *pd);
 /* Parks until the direction is ready.  GMP_OK, GMP_ETIMEDOUT (deadline), GMP_ECLOSED, GMP_EINTR, GMP_ESTATE: another
@@ -56,6 +58,12 @@ static inline bool
 netpoll_seen(PollDesc *pd, PollMode mode)
 {
     return atomic_load(&pd->side[mode].state) == PD_READY || atomic_load(&pd->hup);
+}
+/* Its deadline has passed: Go: the check in pollDesc.prepare */
+static inline bool
+netpoll_expired(PollDesc *pd, PollMode mode)
+{
+    return atomic_load(&pd->side[mode].deadline) < 0;
 }
 /* Deadline of a direction, nanotime; 0 none; in the past: at once.  Go: pollSetDeadline */
 int netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when);

@@ -1,8 +1,8 @@
 /* netpoll_epoll.c: the net poller's back-end on Linux.
  *
  * Some facts about epoll: EPOLLET reports each change once, to one waiter; EPOLLRDHUP, EPOLLHUP and EPOLLERR make both reads and
- * writes worth a try; a closed descriptor leaves the set by itself only with its last duplicate, so it is taken out first;
- * regular files are refused with EPERM.
+ * writes worth a try; EPOLLPRI tells of urgent data, at which a read stops though more may follow; a closed descriptor leaves the
+ * set by itself only with its last duplicate, so it is taken out first; regular files are refused with EPERM.
  */
 #ifdef __linux__
 #ifndef _GNU_SOURCE
@@ -47,7 +47,7 @@ netpoll_backend_afterfork_child(void)
 int
 netpoll_backend_open(int fd, uint64_t cookie)
 {
-    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.u64 = cookie};
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data.u64 = cookie};
     return epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : errno;
 }
 
@@ -103,7 +103,8 @@ netpoll_backend_poll(int64_t delay)
             continue;
         }
         netpoll_ready(events[i].data.u64, (ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0,
-                      (ev & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0, (ev & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
+                      (ev & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0,
+                      (ev & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
     }
     return true;
 }

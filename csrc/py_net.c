@@ -11,6 +11,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -26,13 +28,16 @@ typedef struct PyFD {
     bool closing;
     bool waiting[2]; /* a goroutine is in netpoll_wait, until it has run again: PollMode */
     bool socket;
-    bool stream; /* a short read has emptied it: wait for the next edge before trying again */
-    bool drained;
-    bool keep; /* do not close the descriptor: it is somebody else's */
+    bool stream;
+    bool tcp;     /* a short read has emptied it (a Unix socket's stops behind descriptors, too) */
+    bool drained; /* by the last read: the next one waits for an edge first */
+    bool bulk;    /* the last read brought much: the next one goes straight into the object it returns */
+    bool keep;    /* do not close the descriptor: it is somebody else's */
     PyObject *weakrefs;
 } PyFD;
 
 #define READ_MAX (64 * 1024) /* stays below malloc's mmap threshold */
+#define READ_BULK (16 * 1024)
 
 #if PY_VERSION_HEX < 0x030D0000
 #define PyLong_AsInt _PyLong_AsInt
@@ -101,7 +106,9 @@ fd_enter(PyFD *self)
 static void
 fd_leave(PyFD *self)
 {
-    if (--self->users == 0 && self->closing && self->pd != NULL)
+    if (self->users > 0) /* else a signal handler has forked, and this is the child */
+        self->users--;
+    if (self->users == 0 && self->closing && self->pd != NULL)
         fd_finish(self);
 }
 
@@ -119,30 +126,53 @@ fd_close_now(PyFD *self)
         fd_finish(self);
 }
 
-/* Parks until ready.  0, or -1 with an exception. */
 static int
-fd_wait(PyFD *self, PollMode mode)
+raise_timeout(PollMode mode)
 {
-    PyWait w = {.timeout = -1};
+    PyErr_Format(PyExc_TimeoutError, "%s timed out", mode == POLL_READ ? "read" : "write");
+    return -1;
+}
+
+/* Before the first try: a deadline that has passed holds also when there is data.  0, or -1 with an exception. */
+static inline int
+fd_prepare(PyFD *self, PollMode mode, PyWait *w)
+{
+    if (GMP_UNLIKELY(netpoll_expired(self->pd, mode)) && w->timeout < 0)
+        return raise_timeout(mode);
+    return 0;
+}
+
+/* Parks until ready.  w->timeout replaces the side's own deadline for this wait and leaves none behind; negative: it does not.
+ * 0, or -1 with an exception. */
+static int
+fd_wait(PyFD *self, PollMode mode, PyWait *w)
+{
     for (;;) {
-        if (py_wait_begin(&w) < 0)
+        if (py_wait_begin(w) < 0)
             return -1;
         /* A goroutine that is woken, but has not run yet, still owns the state of its side. */
         int code = GMP_ESTATE;
         if (!self->waiting[mode]) {
             self->waiting[mode] = true;
-            code = netpoll_wait(self->pd, mode);
+            code = GMP_OK;
+            if (w->timeout >= 0)
+                code = netpoll_set_deadline(self->pd, mode, w->timeout > 0 ? w->deadline : 1);
+            if (code == GMP_OK)
+                code = netpoll_wait(self->pd, mode);
+            if (w->timeout >= 0)
+                netpoll_set_deadline(self->pd, mode, 0);
             self->waiting[mode] = false;
         }
         switch (code) {
         case GMP_OK:
+            if (mode == POLL_READ) /* the edge is used up: who comes next must not wait for it */
+                self->drained = false;
             return 0;
         case GMP_ECLOSED:
             raise_closed();
             return -1;
         case GMP_ETIMEDOUT:
-            PyErr_Format(PyExc_TimeoutError, "%s timed out", mode == POLL_READ ? "read" : "write");
-            return -1;
+            return raise_timeout(mode);
         case GMP_ESTATE: {
             PyObject *args = Py_BuildValue("(is)", EBUSY,
                                            mode == POLL_READ ? "another goroutine waits to read from this descriptor"
@@ -153,7 +183,7 @@ fd_wait(PyFD *self, PollMode mode)
             return -1;
         }
         default: {
-            int again = py_wait_again(&w, code);
+            int again = py_wait_again(w, code);
             if (again == 0)
                 py_raise_code(code, "wait for a descriptor", NULL);
             if (again <= 0)
@@ -163,107 +193,194 @@ fd_wait(PyFD *self, PollMode mode)
     }
 }
 
+/* Before the first try: parks until it is worth one, when the last read has told that the stream is empty. */
+static inline int
+fd_prepare_read(PyFD *self, int flags, PyWait *w)
+{
+    if (fd_prepare(self, POLL_READ, w) < 0)
+        return -1;
+    if (self->drained && w->timeout != 0 && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ))
+        return fd_wait(self, POLL_READ, w);
+    return 0;
+}
+
+/* One try, on a signal another one.  Bytes, or -1 with an exception; -2: there is nothing yet. */
+static inline Py_ssize_t
+fd_try_read(PyFD *self, char *buf, Py_ssize_t size, int flags)
+{
+    for (;;) {
+        Py_ssize_t n =
+            self->socket ? recv(self->fd, buf, (size_t)size, flags | MSG_DONTWAIT) : read(self->fd, buf, (size_t)size);
+        if (n >= 0) {
+            self->drained = self->tcp && n > 0 && n < size && !(flags & MSG_PEEK);
+            return n;
+        }
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return -2;
+        if (errno != EINTR) {
+            raise_errno(errno);
+            return -1;
+        }
+        if (PyErr_CheckSignals() < 0)
+            return -1;
+    }
+}
+
 /* One read into buf, parking while there is nothing.  -1 with an exception. */
 static Py_ssize_t
-fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags)
+fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags, PyWait *w)
 {
     if (!fd_enter(self))
         return -1;
     Py_ssize_t n = -1;
-    if (self->drained && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ) && fd_wait(self, POLL_READ) < 0)
-        goto done;
-    for (;;) {
-        n = self->socket ? recv(self->fd, buf, (size_t)size, flags) : read(self->fd, buf, (size_t)size);
-        if (n >= 0) {
-            self->drained = self->stream && n > 0 && n < size && !(flags & MSG_PEEK);
-            break;
-        }
-        if (errno == EINTR) {
-            if (PyErr_CheckSignals() < 0)
-                break;
-            continue;
-        }
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-            raise_errno(errno);
-            break;
-        }
-        if (fd_wait(self, POLL_READ) < 0)
-            break;
-    }
-done:
+    if (fd_prepare_read(self, flags, w) == 0)
+        while ((n = fd_try_read(self, buf, size, flags)) == -2 && (n = fd_wait(self, POLL_READ, w)) == 0)
+            ;
     fd_leave(self);
     return n;
 }
 
+/* The same into a new bytes object.  No memory is held while the goroutine is parked, and a short read makes a small object: it
+ * goes through a buffer that all share, which the GIL guards, as the system call keeps it. */
+static PyObject *
+fd_read_bytes(PyFD *self, Py_ssize_t size, int flags, PyWait *w)
+{
+    static char shared[READ_MAX];
+    if (!fd_enter(self))
+        return NULL;
+    PyObject *data = NULL;
+    if (fd_prepare_read(self, flags, w) == 0) {
+        Py_ssize_t n;
+        do {
+            if (self->bulk || size > READ_MAX) {
+                data = PyBytes_FromStringAndSize(NULL, size);
+                if (data == NULL)
+                    break;
+                n = fd_try_read(self, PyBytes_AS_STRING(data), size, flags);
+                if (n < 0)
+                    Py_CLEAR(data);
+                else if (n != size)
+                    _PyBytes_Resize(&data, n);
+            }
+            else {
+                n = fd_try_read(self, shared, size, flags);
+                if (n >= 0)
+                    data = PyBytes_FromStringAndSize(shared, n);
+            }
+            if (n >= 0)
+                self->bulk = n >= READ_BULK;
+        } while (n == -2 && fd_wait(self, POLL_READ, w) == 0);
+    }
+    fd_leave(self);
+    return data;
+}
+
+/* ---- arguments ---- */
+
+/* size, flags and timeout from args[first] on, each of which may be missing.  0, or -1 with an exception naming it. */
+static int
+io_args(PyObject *const *args, Py_ssize_t nargs, const char *what, Py_ssize_t *size, int *flags, PyWait *w)
+{
+    *flags = 0;
+    w->timeout = -1;
+    if (size != NULL && nargs > 0) {
+        if (args[0] != Py_None) {
+            if (!PyIndex_Check(args[0])) {
+                PyErr_Format(PyExc_TypeError, "%s size must be an int, not %.200s", what, Py_TYPE(args[0])->tp_name);
+                return -1;
+            }
+            *size = PyNumber_AsSsize_t(args[0], PyExc_OverflowError);
+            if (*size == -1 && PyErr_Occurred())
+                return -1;
+            if (*size < 0) {
+                PyErr_Format(PyExc_ValueError, "%s size must be 0 or more, not %zd", what, *size);
+                return -1;
+            }
+        }
+        args++;
+        nargs--;
+    }
+    if (nargs > 0) {
+        if (!PyLong_Check(args[0])) {
+            PyErr_Format(PyExc_TypeError, "%s flags must be an int, not %.200s", what, Py_TYPE(args[0])->tp_name);
+            return -1;
+        }
+        *flags = PyLong_AsInt(args[0]);
+        if (*flags == -1 && PyErr_Occurred())
+            return -1;
+    }
+    if (nargs > 1)
+        return py_timeout(args[1], what, &w->timeout);
+    return 0;
+}
+
+static int
+buffer_arg(PyObject *o, const char *what, int how, Py_buffer *view)
+{
+    if (!PyObject_CheckBuffer(o)) {
+        PyErr_Format(PyExc_TypeError, "%s must be a bytes-like object, not %.200s", what, Py_TYPE(o)->tp_name);
+        return -1;
+    }
+    if (PyObject_GetBuffer(o, view, how) == 0)
+        return 0;
+    if (how == PyBUF_WRITABLE && PyErr_ExceptionMatches(PyExc_BufferError))
+        PyErr_Format(PyExc_TypeError, "%s must be writable, and contiguous; %.200s is not", what, Py_TYPE(o)->tp_name);
+    return -1;
+}
+
+static int
+count_args(Py_ssize_t nargs, Py_ssize_t least, Py_ssize_t most, const char *what)
+{
+    if (nargs >= least && nargs <= most)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s, %zd arguments were given", what, nargs);
+    return -1;
+}
+
+/* ---- methods ---- */
+
 static PyObject *
 fd_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
+    PyFD *self = (PyFD *)op;
     Py_ssize_t size = READ_MAX;
-    if (nargs > 2) {
-        PyErr_SetString(PyExc_TypeError, "read() takes a size and flags at most");
+    int flags;
+    PyWait w = {0};
+    if (count_args(nargs, 0, 3, "read() takes a size, flags and a timeout at most") < 0 ||
+        io_args(args, nargs, "read()", &size, &flags, &w) < 0)
         return NULL;
-    }
-    if (nargs >= 1 && args[0] != Py_None) {
-        size = PyNumber_AsSsize_t(args[0], PyExc_OverflowError);
-        if (size == -1 && PyErr_Occurred())
-            return NULL;
-        if (size < 0) {
-            PyErr_Format(PyExc_ValueError, "read() size must be 0 or more, not %zd", size);
-            return NULL;
-        }
-    }
-    int flags = nargs == 2 ? PyLong_AsInt(args[1]) : 0;
-    if (flags == -1 && PyErr_Occurred())
-        return NULL;
-    if (size > READ_MAX)
+    if (size > READ_MAX && (self->stream || !self->socket)) /* of a datagram the rest would be lost */
         size = READ_MAX;
-    if (size == 0)
+    if (size == 0 && (self->stream || !self->socket))
         return PyBytes_FromStringAndSize(NULL, 0);
-    PyObject *data = PyBytes_FromStringAndSize(NULL, size);
-    if (data == NULL)
-        return NULL;
-    Py_ssize_t n = fd_read_some((PyFD *)op, PyBytes_AS_STRING(data), size, flags);
-    if (n < 0) {
-        Py_DECREF(data);
-        return NULL;
-    }
-    if (n != size)
-        _PyBytes_Resize(&data, n);
-    return data;
+    return fd_read_bytes(self, size, flags, &w);
 }
 
 static PyObject *
 fd_read_into(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs < 1 || nargs > 3) {
-        PyErr_SetString(PyExc_TypeError, "read_into() takes a buffer, a size and flags");
-        return NULL;
-    }
+    Py_ssize_t size = 0;
+    int flags;
+    PyWait w = {0};
     Py_buffer view;
-    if (PyObject_GetBuffer(args[0], &view, PyBUF_WRITABLE) < 0)
+    if (count_args(nargs, 1, 4, "read_into() takes a buffer, a size, flags and a timeout at most") < 0 ||
+        io_args(args + 1, nargs - 1, "read_into()", &size, &flags, &w) < 0 ||
+        buffer_arg(args[0], "read_into() buffer", PyBUF_WRITABLE, &view) < 0)
         return NULL;
-    Py_ssize_t size = nargs > 1 ? PyNumber_AsSsize_t(args[1], PyExc_OverflowError) : 0;
-    int flags = nargs > 2 ? PyLong_AsInt(args[2]) : 0;
-    PyObject *r = NULL;
-    if (PyErr_Occurred())
-        goto done;
-    if (size <= 0 || size > view.len)
+    if (size == 0 || size > view.len)
         size = view.len;
-    Py_ssize_t n = size == 0 ? 0 : fd_read_some((PyFD *)op, view.buf, size, flags);
-    if (n >= 0)
-        r = PyLong_FromSsize_t(n);
-done:
+    Py_ssize_t n = size == 0 ? 0 : fd_read_some((PyFD *)op, view.buf, size, flags, &w);
     PyBuffer_Release(&view);
-    return r;
+    return n < 0 ? NULL : PyLong_FromSsize_t(n);
 }
 
 /* Writes some; parks while there is no room.  -1 with an exception. */
 static Py_ssize_t
-fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags)
+fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags, PyWait *w)
 {
     for (;;) {
-        Py_ssize_t n =
-            self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL) : write(self->fd, buf, (size_t)size);
+        Py_ssize_t n = self->socket ? send(self->fd, buf, (size_t)size, flags | MSG_NOSIGNAL | MSG_DONTWAIT)
+                                    : write(self->fd, buf, (size_t)size);
         if (n >= 0)
             return n;
         if (errno == EINTR) {
@@ -275,7 +392,7 @@ fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags)
             raise_errno(errno);
             return -1;
         }
-        if (fd_wait(self, POLL_WRITE) < 0)
+        if (fd_wait(self, POLL_WRITE, w) < 0)
             return -1;
     }
 }
@@ -284,27 +401,29 @@ static PyObject *
 fd_write_args(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool all)
 {
     PyFD *self = (PyFD *)op;
-    if (nargs < 1 || nargs > 2) {
-        PyErr_SetString(PyExc_TypeError, "write() takes a bytes-like object and flags");
-        return NULL;
-    }
-    int flags = nargs == 2 ? PyLong_AsInt(args[1]) : 0;
-    if (flags == -1 && PyErr_Occurred())
-        return NULL;
+    const char *what = all ? "write() data" : "write_part() data";
+    int flags;
+    PyWait w = {0};
     Py_buffer view;
-    if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0)
+    if (count_args(nargs, 1, 3,
+                   all ? "write() takes data, flags and a timeout" : "write_part() takes data, flags and a timeout") <
+            0 ||
+        io_args(args + 1, nargs - 1, all ? "write()" : "write_part()", NULL, &flags, &w) < 0 ||
+        buffer_arg(args[0], what, PyBUF_SIMPLE, &view) < 0)
         return NULL;
     Py_ssize_t done = -1;
     if (fd_enter(self)) {
-        done = 0;
-        do {
-            Py_ssize_t n = fd_write_some(self, (const char *)view.buf + done, view.len - done, flags);
+        done = fd_prepare(self, POLL_WRITE, &w);
+        while (done >= 0) {
+            Py_ssize_t n = fd_write_some(self, (const char *)view.buf + done, view.len - done, flags, &w);
             if (n < 0) {
                 done = -1;
                 break;
             }
             done += n;
-        } while (all && done < view.len);
+            if (!all || done >= view.len)
+                break;
+        }
         fd_leave(self);
     }
     PyBuffer_Release(&view);
@@ -354,7 +473,8 @@ fd_accept(PyObject *op, PyObject *unused)
         return NULL;
     int s = -1;
     socklen_t len = 0;
-    for (;;) {
+    PyWait w = {.timeout = -1};
+    while (fd_prepare(self, POLL_READ, &w) == 0) {
         if (self->closing) { /* closed while this goroutine was on its way back from a wait */
             raise_closed();
             break;
@@ -372,7 +492,7 @@ fd_accept(PyObject *op, PyObject *unused)
             raise_errno(errno);
             break;
         }
-        if (fd_wait(self, POLL_READ) < 0)
+        if (fd_wait(self, POLL_READ, &w) < 0)
             break;
     }
     fd_leave(self);
@@ -390,6 +510,10 @@ static PyObject *
 fd_shutdown(PyObject *op, PyObject *arg)
 {
     PyFD *self = (PyFD *)op;
+    if (!PyLong_Check(arg)) {
+        PyErr_Format(PyExc_TypeError, "shutdown() how must be an int, not %.200s", Py_TYPE(arg)->tp_name);
+        return NULL;
+    }
     int how = PyLong_AsInt(arg);
     if (how == -1 && PyErr_Occurred())
         return NULL;
@@ -402,7 +526,7 @@ fd_shutdown(PyObject *op, PyObject *arg)
     Py_RETURN_NONE;
 }
 
-/* The descriptor is the caller's from here on.  Those who wait get OSError; the last of them takes it out of the poller. */
+/* The descriptor is the caller's from here on.  Those who wait get OSError. */
 static PyObject *
 fd_detach(PyObject *op, PyObject *unused)
 {
@@ -411,17 +535,33 @@ fd_detach(PyObject *op, PyObject *unused)
         return raise_closed();
     int fd = self->fd;
     self->keep = true;
+    if (self->generation == netpoll_generation) {
+        netpoll_evict(self->pd);
+        netpoll_forget(self->pd); /* now: when the last waiter leaves, the number may be another one's */
+    }
     fd_close_now(self);
     return PyLong_FromLong(fd);
 }
 
 static PyObject *
-fd_wait_method(PyObject *op, PollMode mode)
+fd_wait_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PollMode mode, const char *what)
 {
     PyFD *self = (PyFD *)op;
+    PyWait w = {.timeout = -1};
+    if (count_args(nargs, 0, 1, mode == POLL_READ ? "wait_read() takes a timeout" : "wait_write() takes a timeout") < 0)
+        return NULL;
+    if (nargs == 1 && py_timeout(args[0], what, &w.timeout) < 0)
+        return NULL;
     if (!fd_enter(self))
         return NULL;
-    int r = fd_wait(self, mode);
+    int r;
+    if (w.timeout == 0) { /* the poller may not have looked yet */
+        struct pollfd pfd = {.fd = self->fd, .events = mode == POLL_READ ? POLLIN : POLLOUT};
+        r = poll(&pfd, 1, 0) > 0 ? 0 : raise_timeout(mode);
+    }
+    else {
+        r = fd_wait(self, mode, &w);
+    }
     fd_leave(self);
     if (r < 0)
         return NULL;
@@ -429,15 +569,30 @@ fd_wait_method(PyObject *op, PollMode mode)
 }
 
 static PyObject *
-fd_wait_read(PyObject *op, PyObject *unused)
+fd_wait_read(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    return fd_wait_method(op, POLL_READ);
+    return fd_wait_method(op, args, nargs, POLL_READ, "wait_read()");
 }
 
 static PyObject *
-fd_wait_write(PyObject *op, PyObject *unused)
+fd_wait_write(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    return fd_wait_method(op, POLL_WRITE);
+    return fd_wait_method(op, args, nargs, POLL_WRITE, "wait_write()");
+}
+
+/* For calls of other code that use the descriptor and let go of the GIL: until they return, close() leaves it open, so its
+ * number cannot become another file's between the moment the call has read it and the moment the kernel does. */
+static PyObject *
+fd_call(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    PyFD *self = (PyFD *)op;
+    if (count_args(nargs, 1, PY_SSIZE_T_MAX, "call() takes a function and its arguments") < 0)
+        return NULL;
+    if (!fd_enter(self))
+        return NULL;
+    PyObject *r = PyObject_Vectorcall(args[0], args + 1, (size_t)(nargs - 1), NULL);
+    fd_leave(self);
+    return r;
 }
 
 static PyObject *
@@ -537,6 +692,10 @@ fd_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     int kind = 0;
     socklen_t len = sizeof kind;
     self->stream = self->socket && getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &len) == 0 && kind == SOCK_STREAM;
+    struct sockaddr_storage name;
+    len = sizeof name;
+    self->tcp = self->stream && getsockname(fd, (struct sockaddr *)&name, &len) == 0 &&
+                (name.ss_family == AF_INET || name.ss_family == AF_INET6);
     return (PyObject *)self;
 }
 
@@ -552,22 +711,33 @@ fd_dealloc(PyObject *op)
 
 static PyMethodDef fd_methods[] = {
     {"read", (PyCFunction)(void (*)(void))fd_read, METH_FASTCALL,
-     PyDoc_STR("read($self, size=65536, flags=0, /)\n--\n\nRead what is there, at least one byte and at most size (and "
-               "64 KiB), "
-               "parking while there\nis nothing; b\"\" at the end.  Raises OSError, TimeoutError at the deadline.")},
+     PyDoc_STR(
+         "read($self, size=65536, flags=0, timeout=None, /)\n--\n\n"
+         "Read what is there, at least one byte and at most size (and 64 KiB), parking while there is nothing.\n\n"
+         "b\"\" at the end.  flags: those of recv(2).  timeout: seconds, for this call, instead of the deadline.\n"
+         "Raises TimeoutError at the deadline, OSError with its errno: ECONNRESET when the other end has reset the\n"
+         "connection, EBADF when this end is closed, EBUSY when another goroutine waits to read.")},
     {"read_into", (PyCFunction)(void (*)(void))fd_read_into, METH_FASTCALL,
-     PyDoc_STR("read_into($self, buffer, size=0, flags=0, /)\n--\n\nThe same into a writable buffer; returns the "
-               "number of bytes.")},
+     PyDoc_STR("read_into($self, buffer, size=0, flags=0, timeout=None, /)\n--\n\n"
+               "As read(), but into a writable buffer, at most size bytes (0: its length); returns their number.\n\n"
+               "More than 64 KiB at a time are possible.")},
     {"write", (PyCFunction)(void (*)(void))fd_write, METH_FASTCALL,
-     PyDoc_STR("write($self, data, flags=0, /)\n--\n\nWrite all of data, parking while there is no room; returns its "
-               "length.\n\n"
-               "Raises OSError, TimeoutError at the deadline: part of it may have been written then.")},
+     PyDoc_STR(
+         "write($self, data, flags=0, timeout=None, /)\n--\n\n"
+         "Write all of a bytes-like object, parking while there is no room; returns its length.\n\n"
+         "flags: those of send(2).  timeout: seconds, for this call, instead of the deadline.  Raises TimeoutError at\n"
+         "the deadline (part of it may have been written), OSError with its errno: EPIPE or ECONNRESET when the other\n"
+         "end is gone, EBADF when this end is closed, EBUSY when another goroutine waits to write.")},
     {"write_part", (PyCFunction)(void (*)(void))fd_write_part, METH_FASTCALL,
-     PyDoc_STR("write_part($self, data, flags=0, /)\n--\n\nWrite some of data, parking while there is no room; returns "
-               "how much.")},
-    {"wait_read", fd_wait_read, METH_NOARGS, PyDoc_STR("wait_read($self, /)\n--\n\nPark until a read is worth a try.")},
-    {"wait_write", fd_wait_write, METH_NOARGS,
-     PyDoc_STR("wait_write($self, /)\n--\n\nPark until a write is worth a try.")},
+     PyDoc_STR("write_part($self, data, flags=0, timeout=None, /)\n--\n\n"
+               "Write some of data, parking while there is no room; returns how much.  Otherwise as write().")},
+    {"wait_read", (PyCFunction)(void (*)(void))fd_wait_read, METH_FASTCALL,
+     PyDoc_STR("wait_read($self, timeout=None, /)\n--\n\nPark until a read is worth a try.")},
+    {"wait_write", (PyCFunction)(void (*)(void))fd_wait_write, METH_FASTCALL,
+     PyDoc_STR("wait_write($self, timeout=None, /)\n--\n\nPark until a write is worth a try.")},
+    {"call", (PyCFunction)(void (*)(void))fd_call, METH_FASTCALL,
+     PyDoc_STR("call($self, fn, /, *args)\n--\n\nfn(*args); a close() meanwhile closes the descriptor when it has "
+               "returned.")},
     {"accept", fd_accept, METH_NOARGS,
      PyDoc_STR(
          "accept($self, /)\n--\n\nPark until a connection comes in; returns its descriptor, non-blocking, and the\n"

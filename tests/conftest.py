@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -165,6 +167,23 @@ def no_goroutine_left(request: pytest.FixtureRequest) -> Iterator[None]:
         if time.monotonic() > deadline:
             pytest.fail(f"{now - before} goroutine(s) left behind:\n{goroutine_stacks()}", pytrace=False)
         time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for localhost and 127.0.0.1 with its key, in one file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl command to make a certificate with")
+    here = tmp_path_factory.mktemp("tls")
+    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
+    command += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    made = subprocess.run(command.split(), cwd=here, capture_output=True, text=True, timeout=60)
+    if made.returncode != 0:
+        pytest.skip(f"openssl makes no certificate: {made.stderr}")
+    both = here / "both.pem"
+    both.write_bytes((here / "cert.pem").read_bytes() + (here / "key.pem").read_bytes())
+    return both
 
 
 def open_files() -> dict[int, str]:

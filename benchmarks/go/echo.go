@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -8,7 +9,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -71,38 +71,24 @@ func load(words []string) error {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
-	failed := make(chan error, n)
-	conns := make([]net.Conn, n)
+	conns := make([]*net.TCPConn, n)
 	for i := range conns {
-		if conns[i], err = net.Dial("tcp", words[0]); err != nil {
+		conn, err := net.Dial("tcp", words[0])
+		if err != nil {
 			return err
 		}
-		if err = trip(conns[i], 1); err != nil { // the server has it
+		conns[i] = conn.(*net.TCPConn)
+		if err = trip(conn, 1); err != nil { // the server has it
 			return err
 		}
 	}
 	begin := time.Now()
-	for _, conn := range conns {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			if err := trip(conn, ops/n); err != nil {
-				failed <- err
-			}
-		}()
-	}
-	wg.Wait()
+	err = trips(conns, ops/n) // load_linux.go, load_other.go
 	fmt.Println(time.Since(begin).Nanoseconds())
 	for _, conn := range conns {
 		conn.Close()
 	}
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
-	}
+	return err
 }
 
 func trip(conn net.Conn, times int) error {
@@ -116,8 +102,10 @@ func trip(conn net.Conn, times int) error {
 			return err
 		}
 		if answer[0] != byte(i) {
-			return fmt.Errorf("another message came back")
+			return errMixedUp
 		}
 	}
 	return nil
 }
+
+var errMixedUp = errors.New("another message came back")

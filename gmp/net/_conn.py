@@ -6,6 +6,7 @@ import errno
 import os
 import socket as so
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self
 
 import gmp
@@ -23,16 +24,20 @@ FEWEST_SECONDS = 2.0  # of a dial's time for each address, if there is that much
 class Conn(_core.FD):
     """A stream connection: TCP, a Unix socket, or TLS over one of them.  dial() and Listener.accept() make them.
 
-    read(n=65536): some bytes, at most n, parking while there are none; b"" at the end.
+    read(n=65536): some bytes, at most n (and 64 KiB), parking while there are none; b"" at the end.  A socket's recv.
     read_into(buffer): the same into a writable buffer; returns their number.
-    write(data): all of data, parking while the other end is slow; returns its length.
+    read_exactly(n), readline(), and lines by iteration.
+    write(data): all of data, parking while the other end is slow; returns its length.  A socket's sendall.
+    write_part(data): some of it; returns how much.  A socket's send.
     set_deadline(seconds), set_read_deadline, set_write_deadline: from then on, counted from now, reads or writes raise
-    TimeoutError, those that wait already too; None: no deadline.
-    close(): those who wait in read or write get OSError (EBADF).
+    TimeoutError, those that wait already too, until another one is set; None: no deadline.
+    close_write(), shutdown(how): end one direction.  close(): those who wait in read or write get OSError (EBADF).
+    wait_read(), wait_write(): park until the next read or write is worth a try.  fileno(); closed; detach().
 
-    One goroutine may wait to read and one to write at a time; another one gets OSError (EBUSY).
+    One goroutine may wait to read and one to write at a time; another one gets OSError (EBUSY).  TCP_NODELAY is set.
+    Errors are OSError with the usual errno: ECONNRESET and EPIPE when the other end has gone.
     Conn(fileno) takes over the descriptor of a connected stream socket.
-    Go: net.Conn; differs: reads and writes of one direction do not queue up.
+    Go: net.Conn (net/net.go); differs: reads and writes of one direction do not queue up.
     """
 
     __slots__ = ("_local", "_remote")
@@ -42,6 +47,8 @@ class Conn(_core.FD):
 
     def __new__(cls, fileno: int, *, remote: Name | bytes | None = None) -> Self:
         if remote is None:  # not one that accept() or dial() has made
+            if not isinstance(fileno, int):
+                raise TypeError(f"Conn() fileno must be an int, not {type(fileno).__name__}")
             os.set_blocking(fileno, False)
         return super().__new__(cls, fileno)
 
@@ -75,7 +82,10 @@ class Conn(_core.FD):
         return name
 
     def read_exactly(self, n: int) -> bytes:
-        """Read n bytes.  EOFError when the connection ends before; otherwise as read().  Go: io.ReadFull"""
+        """Read n bytes.  EOFError when the connection ends before; otherwise as read().
+
+        What was read before an error, the deadline's too, is gone.  Go: io.ReadFull
+        """
         data = self.read(n)
         if len(data) == n:
             return data
@@ -106,6 +116,8 @@ class Conn(_core.FD):
         ValueError when there is no newline among the first limit bytes, which are gone then; so is the part of a line that
         came before a TimeoutError.  Takes nothing behind the line: read() goes on there.  Go: bufio.Reader.ReadBytes
         """
+        if not isinstance(limit, int):
+            raise TypeError(f"readline() limit must be an int, not {type(limit).__name__}")
         if limit < 1:
             raise ValueError(f"readline() limit must be 1 or more, not {limit}")
         parts = []
@@ -122,6 +134,11 @@ class Conn(_core.FD):
         else:
             raise ValueError(f"readline(): no end of line within {limit} bytes")
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Lines, as readline() reads them, until the end of the connection."""
+        while line := self.readline():
+            yield line
 
     def _peek(self, n: int) -> bytes:
         return self.read(n, so.MSG_PEEK)
@@ -165,8 +182,17 @@ def dial(
     Go: net.Dialer.Dial; differs: addresses are not raced.
     """
     _addr.check_network(network)
+    if timeout is not None and not isinstance(timeout, (int, float)):
+        raise TypeError(f"dial() timeout must be a number of seconds or None, not {type(timeout).__name__}")
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"dial() timeout must be 0 or more seconds or None, not {timeout!r}")
+    if ssl is not None:
+        from ssl import SSLContext
+
+        if not isinstance(ssl, SSLContext):
+            raise TypeError(f"dial() ssl must be an ssl.SSLContext, not {type(ssl).__name__}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"dial() server_hostname must be a str, not {type(server_hostname).__name__}")
     if server_hostname is not None and ssl is None:
         raise ValueError("dial(): server_hostname is for TLS; give ssl too")
     deadline = None if timeout is None else time.monotonic() + timeout

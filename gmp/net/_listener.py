@@ -156,6 +156,13 @@ def listen(
     _addr.check_network(network)
     if backlog is None:
         backlog = so.SOMAXCONN
+    elif not isinstance(backlog, int):
+        raise TypeError(f"listen() backlog must be an int or None, not {type(backlog).__name__}")
+    if ssl is not None:
+        from ssl import SSLContext
+
+        if not isinstance(ssl, SSLContext):
+            raise TypeError(f"listen() ssl must be an ssl.SSLContext, not {type(ssl).__name__}")
     if network == "unix":
         path = _addr.path_of(address)
         what = f"listen unix {_addr.show(path)}"

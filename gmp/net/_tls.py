@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import socket as so
 import ssl
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from gmp import _core
 from gmp.net._conn import LINE_MAX, Conn
 from gmp.sync import Mutex
 
+T = TypeVar("T")
+
 RECORDS = 256 * 1024  # written at a time
 CLOSE_SECONDS = 5.0  # for the farewell.  Go: tls.(*Conn).closeNotify
 
 _FD = _core.FD
+
+
+def _octets(what: str, data: Any) -> memoryview:
+    try:
+        return memoryview(data).cast("B")
+    except TypeError:
+        raise TypeError(f"{what} must be a bytes-like object, not {type(data).__name__}") from None
 
 
 class TLSConn(Conn):
@@ -126,10 +136,18 @@ class TLSConn(Conn):
                 return
             self._receive()
 
-    def read(self, size: int | None = None, flags: int = 0, /) -> bytes:
-        """Some bytes, at most size; b"" at the end.  flags: MSG_PEEK leaves them there."""
-        if size is None or size > LINE_MAX:
+    def read(self, size: int | None = None, flags: int = 0, timeout: float | None = None, /) -> bytes:
+        """Some bytes, at most size; b"" at the end.  flags: MSG_PEEK leaves them there.
+
+        timeout: seconds, for this call, instead of the deadline.  Raises as Conn.read(), and ssl.SSLError.
+        """
+        if timeout is not None:
+            return self._timed(self.set_read_deadline, timeout, self.read, size, flags)
+        if size is None:
             size = LINE_MAX
+        if not isinstance(size, int):
+            raise TypeError(f"read() size must be an int, not {type(size).__name__}")
+        size = min(size, LINE_MAX)
         if size < 0:
             raise ValueError(f"read() size must be 0 or more, not {size}")
         self.handshake()
@@ -144,17 +162,31 @@ class TLSConn(Conn):
                     self._ahead = self._ahead[size:]
             return data
 
-    def read_into(self, buffer: Any, size: int = 0, flags: int = 0, /) -> int:
+    def _timed(
+        self, set_deadline: Callable[[float | None], None], timeout: float, call: Callable[..., T], *args: Any
+    ) -> T:
+        set_deadline(timeout)
+        try:
+            return call(*args)
+        finally:
+            if not self.closed:
+                set_deadline(None)
+
+    def read_into(self, buffer: Any, size: int = 0, flags: int = 0, timeout: float | None = None, /) -> int:
         """The same into a writable buffer; returns the number of bytes."""
-        with memoryview(buffer) as view, view.cast("B") as octets:
+        if timeout is not None:
+            return self._timed(self.set_read_deadline, timeout, self.read_into, buffer, size, flags)
+        with _octets("read_into() buffer", buffer) as octets:
             data = self.read(size if 0 < size < len(octets) else len(octets), flags)
             octets[: len(data)] = data
             return len(data)
 
-    def write(self, data: Any, flags: int = 0, /) -> int:
-        """All of data; returns its length."""
+    def write(self, data: Any, flags: int = 0, timeout: float | None = None, /) -> int:
+        """All of data; returns its length.  timeout: seconds, for this call, instead of the deadline."""
+        if timeout is not None:
+            return self._timed(self.set_write_deadline, timeout, self.write, data, flags)
         self.handshake()
-        with memoryview(data) as view, view.cast("B") as octets:
+        with _octets("write() data", data) as octets:
             total = len(octets)
             with self._writing:
                 for start in range(0, total, RECORDS):
@@ -166,10 +198,10 @@ class TLSConn(Conn):
                     _FD.write(self, records)
             return total
 
-    def write_part(self, data: Any, flags: int = 0, /) -> int:
+    def write_part(self, data: Any, flags: int = 0, timeout: float | None = None, /) -> int:
         """Some of data; returns how much."""
-        with memoryview(data) as view, view.cast("B") as octets:
-            return self.write(octets[:RECORDS])
+        with _octets("write_part() data", data) as octets:
+            return self.write(octets[:RECORDS], flags, timeout)
 
     def _farewell(self) -> None:
         """Puts close_notify into _out.  _engine is held."""

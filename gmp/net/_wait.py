@@ -18,9 +18,10 @@ def wait_read(fd: int | HasFileno, timeout: float | None = None) -> None:
     """Park until a read from a descriptor would not block: there is data, an end, an error, or a connection to accept.
 
     fd: a descriptor, or what has a fileno(); blocking or not.  timeout: seconds; None: no limit; 0: do not wait.
-    Raises TimeoutError, and OSError with EBADF for a closed one.  Regular files are always ready.
+    Raises TimeoutError, and OSError: EBADF for a closed or negative one, EMFILE when there is none left for the duplicate that is
+    waited on.  Regular files are always ready.
     Any number of goroutines may wait for the same descriptor, and a Conn may own it.  Closing the descriptor with os.close
-    wakes nobody, as everywhere in Unix.
+    wakes nobody, as everywhere in Unix.  Go: internal/poll.(*FD).RawRead, which waits the same way
     """
     _wait(fd, timeout, False)
 
@@ -55,15 +56,10 @@ def _wait(fd: int | HasFileno, timeout: float | None, write: bool) -> None:
         os.close(own)
         raise
     try:
-        if timeout is not None:
-            if write:
-                poll.set_write_deadline(timeout)
-            else:
-                poll.set_read_deadline(timeout)
         if write:
-            poll.wait_write()
+            poll.wait_write(timeout)
         else:
-            poll.wait_read()
+            poll.wait_read(timeout)
     except TimeoutError:
         if not _ready(own, write):
             raise TimeoutError(f"{'write' if write else 'read'} timed out") from None

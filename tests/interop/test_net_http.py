@@ -7,9 +7,15 @@ import errno
 import http.client
 import http.server
 import os
+import pickle
 import random
 import selectors
+import smtplib
 import socket as so
+import socketserver
+import ssl
+import struct
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +25,11 @@ import pytest
 
 import gmp
 from gmp import go, net
+from gmp.net.http import GoMixIn, HTTPConnection, HTTPSConnection, HTTPServer
 
 WAIT = 10.0
+ENTERED: gmp.Chan[None] = gmp.Chan(100)
+LEAVE: gmp.Chan[None] = gmp.Chan()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -28,7 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/slow":
-            gmp.sleep(0.1)
+            ENTERED.send(None, WAIT)
+            LEAVE.recv(WAIT)
         self.reply(b"GET " + self.path.encode())
 
     def do_POST(self) -> None:
@@ -44,96 +54,228 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class Server(http.server.HTTPServer):
-    """A goroutine for each connection."""
-
-    address_family = so.AF_INET
-    request_queue_size = 128
+class Server(HTTPServer):
+    """Keeps what went wrong in a handler; it must be the client's doing."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = net.socket(self.address_family, self.socket_type)
-        self.server_bind()
-        self.server_activate()
-        self.handlers: list[gmp.Goroutine[Any]] = []
+        self.errors: list[BaseException | None] = []
+        super().__init__(("127.0.0.1", 0), Handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.handlers.append(go(self.handle_one, request, client_address))
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.errors.append(sys.exception())
 
-    def handle_one(self, request: Any, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        finally:
-            self.shutdown_request(request)
 
-    def serve(self) -> None:
-        with contextlib.suppress(OSError):  # closed
-            while True:
-                self.process_request(*self.get_request())
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[tuple[str, Server]]:
+    """("http://host:port" or https, the server)"""
+    server = Server()
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    loop = go(server.serve_forever)
+    try:
+        host, port = server.server_address[:2]
+        yield f"{'http' if context is None else 'https'}://{host!s}:{port}", server
+    finally:
+        server.shutdown()
+        loop.result(WAIT)
+        server.server_close()
+    assert not [e for e in server.errors if not isinstance(e, (ssl.SSLError, ConnectionError))]
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    s = Server()
-    serving = go(s.serve)
-    yield s
-    s.server_close()
-    serving.join(WAIT)
-    for g in s.handlers:
-        g.result(WAIT)
+def url() -> Iterator[str]:
+    with serving() as (url, _):
+        yield url
 
 
-def connect(server: Server) -> http.client.HTTPConnection:
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=WAIT)  # type: ignore[arg-type]
-    connection._create_connection = net.create_connection  # type: ignore[attr-defined]
-    return connection
+@pytest.fixture
+def server_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    context.sslsocket_class = net.SSLSocket
+    return context
 
 
-def test_http(server: Server) -> None:
-    data = random.Random(3).randbytes(2_000_000)
-    with contextlib.closing(connect(server)) as c:
+@pytest.fixture
+def tls_url(server_context: ssl.SSLContext) -> Iterator[str]:
+    with serving(server_context) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def client_context(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.sslsocket_class = net.SSLSocket
+    return context
+
+
+def connect(url: str, context: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+    where = url.partition("//")[2]
+    if context is None:
+        return HTTPConnection(where, timeout=WAIT)
+    return HTTPSConnection(where, context=context, timeout=WAIT)
+
+
+DATA = random.Random(3).randbytes(2_000_000)
+
+
+def test_http(url: str) -> None:
+    with contextlib.closing(connect(url)) as c:
         for i in range(20):
             c.request("GET", f"/{i}")
             assert c.getresponse().read() == b"GET /%d" % i
         assert isinstance(c.sock, net.socket)
-        c.request("POST", "/", data)
-        assert c.getresponse().read() == data
+        c.request("POST", "/", DATA)
+        assert c.getresponse().read() == DATA
 
 
-def test_slow_requests_run_side_by_side(server: Server) -> None:
+def test_https(tls_url: str, client_context: ssl.SSLContext) -> None:
+    with contextlib.closing(connect(tls_url, client_context)) as c:
+        for i in range(5):
+            c.request("GET", f"/{i}")
+            assert c.getresponse().read() == b"GET /%d" % i
+        assert isinstance(c.sock, net.SSLSocket)
+        c.request("POST", "/", DATA)
+        assert c.getresponse().read() == DATA
+
+
+def test_https_checks_the_certificate(tls_url: str) -> None:
+    connection = HTTPSConnection(tls_url.partition("//")[2], timeout=WAIT)
+    with contextlib.closing(connection) as c, pytest.raises(ssl.SSLCertVerificationError):
+        c.request("GET", "/")
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+def test_slow_requests_run_side_by_side(kind: str, request: pytest.FixtureRequest) -> None:
+    url: str = request.getfixturevalue("url" if kind == "http" else "tls_url")
+    context = request.getfixturevalue("client_context") if kind == "https" else None
+
     def get() -> bytes:
-        with contextlib.closing(connect(server)) as c:
+        with contextlib.closing(connect(url, context)) as c:
             c.request("GET", "/slow")
             return c.getresponse().read()
 
-    start = time.monotonic()
     getters = [go(get) for _ in range(50)]
+    for _ in getters:
+        ENTERED.recv(WAIT)  # all are in the handler at the same time
+    for _ in getters:
+        LEAVE.send(None, WAIT)
     assert {g.result(WAIT) for g in getters} == {b"GET /slow"}
-    assert time.monotonic() - start < 2.5
     assert int(gmp.runtime.stats()["threads"]) < 40
 
 
-def test_urllib3(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shutdown_and_serve_again() -> None:
+    with Server() as server:
+        for _ in range(3):
+            loop = go(server.serve_forever)
+            with contextlib.closing(connect("//{}:{}".format(*server.server_address))) as c:
+                c.request("GET", "/x")
+                assert c.getresponse().read() == b"GET /x"
+            server.shutdown()
+            loop.result(WAIT)
+
+
+def test_urllib3(url: str) -> None:
     urllib3 = pytest.importorskip("urllib3")
-    from urllib3.util import connection
+    from gmp.net.urllib3 import PoolManager
 
-    class Sockets:
-        socket = net.socket
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(so, name)
-
-    monkeypatch.setattr(connection, "socket", Sockets())
-    host, port = server.server_address[:2]
-    with urllib3.PoolManager(maxsize=20, timeout=WAIT) as pool:
+    with PoolManager(maxsize=20, timeout=WAIT) as pool:
 
         def get(i: int) -> bytes:
-            data: bytes = pool.request("GET", f"http://{host!s}:{port}/{i}", retries=False).data
+            data: bytes = pool.request("GET", f"{url}/{i}", retries=False).data
             return data
 
         getters = [go(get, i) for i in range(20)]
         assert [g.result(WAIT) for g in getters] == [b"GET /%d" % i for i in range(20)]
+        with pytest.raises(urllib3.exceptions.NewConnectionError):
+            pool.request("GET", f"http://127.0.0.1:{closed_port()}/", retries=False)
+        with pytest.raises(urllib3.exceptions.NameResolutionError):
+            pool.request("GET", "http://host.invalid/", retries=False)
+        with net.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            with pytest.raises(urllib3.exceptions.ReadTimeoutError):
+                pool.request("GET", f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.05, retries=False)
+
+
+def closed_port() -> int:
+    with net.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["http", "https"])
+def test_requests(kind: str, request: pytest.FixtureRequest, certificate: Path) -> None:
+    requests = pytest.importorskip("requests")
+    from gmp.net.requests import Adapter, Session
+
+    url: str = request.getfixturevalue("url" if kind == "http" else "tls_url")
+    shared = Adapter(pool_maxsize=10)
+
+    def talk(i: int) -> bytes:
+        with Session() as session:
+            session.trust_env = False
+            session.verify = str(certificate)
+            if i % 2:
+                session.mount(url, shared)
+            answer = session.post(f"{url}/{i}", DATA[: i * 10_000], timeout=WAIT)
+            assert answer.content == DATA[: i * 10_000]
+            answer = session.get(f"{url}/{i}", timeout=WAIT, stream=True)
+            assert kind == "http" or isinstance(answer.raw._connection.sock, net.SSLSocket)
+            return bytes(answer.content)
+
+    talkers = [go(talk, i) for i in range(20)]
+    assert [g.result(WAIT) for g in talkers] == [b"GET /%d" % i for i in range(20)]
+    shared.close()
+    with Session() as session:
+        session.trust_env = False
+        if kind == "https":
+            with pytest.raises(requests.exceptions.SSLError):
+                session.get(url, timeout=WAIT)
+        with pytest.raises(requests.exceptions.ConnectionError):
+            session.get(f"{kind}://127.0.0.1:{closed_port()}", timeout=WAIT)
+
+
+def test_datagram_server() -> None:
+    class Upper(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            sock.sendto(data.upper(), self.client_address)
+
+    class Server(GoMixIn, socketserver.UDPServer):
+        pass
+
+    with Server(("127.0.0.1", 0), Upper) as server, net.socket(so.AF_INET, so.SOCK_DGRAM) as s:
+        loop = go(server.serve_forever)
+        s.settimeout(WAIT)
+        s.sendto(b"hello", server.server_address)
+        assert s.recvfrom(100) == (b"HELLO", server.server_address)
+        server.shutdown()
+        loop.result(WAIT)
+
+
+def test_smtplib() -> None:
+    """A library that makes its socket in a method."""
+
+    class SMTP(smtplib.SMTP):
+        def _get_socket(self, host: str, port: int, timeout: float) -> net.socket:
+            return net.create_connection((host, port), timeout)
+
+    class Hello(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 here\r\n")
+            for line in self.rfile:
+                self.wfile.write(b"221 bye\r\n" if line == b"QUIT\r\n" else b"250 well\r\n")
+
+    class Server(GoMixIn, socketserver.TCPServer):
+        pass
+
+    with Server(("127.0.0.1", 0), Hello) as server:
+        loop = go(server.serve_forever)
+        with SMTP(str(server.server_address[0]), int(server.server_address[1]), "me", WAIT) as s:
+            assert s.ehlo() == (250, b"well")
+        server.shutdown()
+        loop.result(WAIT)
 
 
 # ---- the class itself ----
@@ -288,3 +430,150 @@ def test_dropped_socket_is_closed_with_a_warning() -> None:
             del s
         with pytest.raises(OSError):  # noqa: PT011
             os.fstat(fd)
+
+
+# ---- where it must not differ from socket.socket ----
+
+
+def test_flags_and_types() -> None:
+    with pair() as (a, b):
+        with pytest.raises(BlockingIOError):
+            b.recv(1, so.MSG_DONTWAIT)
+        a.sendall(b"abc")
+        reader = go(b.recv, 6, so.MSG_WAITALL)
+        gmp.sleep(0.01)
+        a.sendmsg(part for part in (b"d", b"ef"))
+        assert reader.result(WAIT) == b"abcdef"
+        buffers = bytearray(2), bytearray(2)
+        reader = go(lambda: b.recvmsg_into(iter(buffers))[0])
+        gmp.sleep(0.01)
+        a.sendall(b"abcd")
+        assert reader.result(WAIT) == 4
+        assert buffers == (b"ab", b"cd")
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(a)
+        with pytest.raises(TypeError):
+            a.recv("x")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            a.send("x")  # type: ignore[arg-type]
+        with pytest.raises(ValueError):  # noqa: PT011
+            a.recv(-1)
+        with pytest.raises(TypeError, match=r"settimeout\(\) value must be a number"):
+            a.settimeout("x")  # type: ignore[arg-type]
+    for call in (lambda: a.settimeout(1), lambda: a.recv(1), lambda: a.send(b""), lambda: a.accept(), lambda: a.dup()):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            call()  # type: ignore[no-untyped-call]
+        assert caught.value.errno == errno.EBADF
+    with net.socket(so.AF_INET, so.SOCK_STREAM | so.SOCK_NONBLOCK) as s:
+        assert s.gettimeout() == 0
+
+
+def test_large_datagrams_are_whole() -> None:
+    a, b = (net.socket(fileno=s.detach()) for s in so.socketpair(so.AF_UNIX, so.SOCK_DGRAM))
+    with a, b:
+        a.setsockopt(so.SOL_SOCKET, so.SO_SNDBUF, 400_000)
+        a.send(DATA[:100_000])
+        assert b.recv(200_000) == DATA[:100_000]
+
+
+def test_data_left_by_one_call_is_found_by_the_next() -> None:
+    """recv() skips reads that would find nothing: it must not when another call left something."""
+    with pair() as (a, b):
+        for other in (b.recvfrom, b.recvmsg):
+            a.sendall(b"1")
+            assert b.recv(100) == b"1"
+            reader: Any = go(other, 1)
+            gmp.sleep(0.01)
+            a.sendall(b"234")
+            assert reader.result(WAIT)[0] == b"2"
+            assert b.recv(100) == b"34"
+
+
+def test_timeout_of_one_reader_is_not_the_others() -> None:
+    with pair() as (a, b):
+        b.settimeout(0.2)
+        first = go(b.recv, 1)
+        gmp.sleep(0.02)
+        b.settimeout(None)
+        second = go(b.recv, 1)
+        with pytest.raises(TimeoutError):
+            first.result(WAIT)
+        a.send(b"x")
+        assert second.result(WAIT) == b"x"
+
+
+def test_detach_while_another_waits() -> None:
+    with pair() as (a, b), pair() as (c, d):
+        reader = go(b.recv, 1)
+        gmp.sleep(0.01)
+        number = b.detach()
+        os.dup2(d.fileno(), number)  # the number is another socket's at once
+        with net.socket(fileno=number) as e:
+            later = go(e.recv, 1)
+            with pytest.raises(OSError) as caught:  # noqa: PT011
+                reader.result(WAIT)
+            assert caught.value.errno == errno.EBADF
+            c.send(b"x")
+            assert later.result(WAIT) == b"x"
+        assert a.recv(1) == b""
+
+
+def test_peer_reset() -> None:
+    with pair() as (a, b):
+        reader = go(b.recv, 1)
+        gmp.sleep(0.01)
+        a.setsockopt(so.SOL_SOCKET, so.SO_LINGER, struct.pack("ii", 1, 0))
+        a.close()
+        with pytest.raises(ConnectionResetError):
+            reader.result(WAIT)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            b.sendall(b"x" * 100)
+
+
+def test_tls_socket_both_ways_at_once(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """A reader and several writers on each end of one connection."""
+    with net.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        s = client_context.wrap_socket(
+            net.create_connection(listener.getsockname(), WAIT),
+            server_hostname="localhost",
+            do_handshake_on_connect=False,
+        )
+        t = server_context.wrap_socket(listener.accept()[0], server_side=True, do_handshake_on_connect=False)
+    with s, t:
+        for end in (s, t):
+            end.settimeout(WAIT)
+        shaker = go(s.do_handshake)
+        t.do_handshake()
+        shaker.result(WAIT)
+
+        def count(end: ssl.SSLSocket) -> dict[int, int]:
+            counts = dict.fromkeys(range(4), 0)
+            left = 4 * 300_000
+            while left:
+                data = end.recv(20_000)
+                assert data
+                for i in counts:
+                    counts[i] += data.count(i)
+                left -= len(data)
+            return counts
+
+        jobs = [go(end.sendall, bytes([i]) * 300_000) for end in (s, t) for i in range(4)]
+        counts = [go(count, end) for end in (s, t)]
+        for job in jobs:
+            job.result(WAIT)
+        assert [g.result(WAIT) for g in counts] == [dict.fromkeys(range(4), 300_000)] * 2
+        t.settimeout(0.02)
+        with pytest.raises(TimeoutError):
+            t.recv(1)
+        t.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            t.recv(1)
+        t.setblocking(True)
+        reader = go(t.recv, 1)
+        gmp.sleep(0.01)
+        t.close()
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            reader.result(WAIT)
+        assert caught.value.errno == errno.EBADF

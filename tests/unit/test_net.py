@@ -7,11 +7,11 @@ import errno
 import gc
 import os
 import random
-import shutil
+import select
 import socket as so
 import ssl
 import struct
-import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,21 +113,11 @@ def test_accepted_unix_connection_tells_its_addresses(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def contexts(certificate: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """(server's, client's) with a certificate for localhost."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("no openssl command to make a certificate with")
-    here = tmp_path_factory.mktemp("tls")
-    command = f"{openssl} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
-    command += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
-    made = subprocess.run(command.split(), cwd=here, capture_output=True, text=True, timeout=60)
-    if made.returncode != 0:
-        pytest.skip(f"openssl makes no certificate: {made.stderr}")
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(here / "cert.pem", here / "key.pem")
-    client = ssl.create_default_context(cafile=str(here / "cert.pem"))
-    return server, client
+    server.load_cert_chain(certificate)
+    return server, ssl.create_default_context(cafile=str(certificate))
 
 
 Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
@@ -281,6 +271,13 @@ def test_readline_without_newline_at_the_end() -> None:
         assert b.readline() == b"half"
 
 
+def test_lines_by_iteration() -> None:
+    with pair() as (a, b):
+        a.write(b"one\n\ntwo\nrest")
+        a.close_write()
+        assert list(b) == [b"one\n", b"\n", b"two\n", b"rest"]
+
+
 def test_peek_takes_nothing() -> None:
     with pair() as (a, b):
         b.set_deadline(WAIT)
@@ -330,6 +327,41 @@ def test_deadline_in_the_past() -> None:
         b.write(b"y")
         b.set_deadline(None)
         b.wait_write()
+
+
+def test_deadline_in_the_past_holds_when_there_is_data() -> None:
+    with pair() as (a, b):
+        a.write(b"x")
+        wait_read(b)
+        b.set_deadline(0)
+        for call in (lambda: b.read(1), lambda: b.read_into(bytearray(1)), lambda: b.write(b"y"), lambda: b.readline()):
+            with pytest.raises(TimeoutError):
+                call()  # type: ignore[no-untyped-call]
+        b.set_deadline(None)
+        assert b.read(1) == b"x"
+
+
+def test_timeout_of_one_call() -> None:
+    with pair() as (a, b):
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                b.read(1, 0, 0.01)
+        with pytest.raises(TimeoutError):
+            b.read(1, 0, 0)
+        for call in (lambda: b.read(9, 0, 0), lambda: b.wait_read(0) or b.read(9)):
+            a.write(b"there")
+            assert select.select([b], [], [], WAIT)[0]  # without the poller, which need not have looked
+            assert call() == b"there"  # type: ignore[no-untyped-call, func-returns-value]
+        with pytest.raises(TimeoutError):
+            b.wait_read(0)
+        b.wait_write(0)
+        reader = go(b.read, 1)  # the time-out has left no deadline behind
+        until_waiting(reader)
+        gmp.sleep(0.02)
+        a.write(b"x")
+        assert reader.result(WAIT) == b"x"
+        with pytest.raises(TimeoutError):
+            b.write(bytes(50_000_000), 0, 0.01)
 
 
 def test_deadline_in_the_future_and_cleared() -> None:
@@ -620,6 +652,57 @@ def test_host_that_does_not_resolve(timeout: float | None) -> None:
         dial(("a" * 300, 80), timeout=timeout)
 
 
+def test_ipv6() -> None:
+    try:
+        listener = listen("[::1]:0")
+    except OSError as e:
+        pytest.skip(f"no IPv6 here: {e}")
+    with listener, dial(listener.addr, timeout=WAIT) as a, listener.accept() as b:
+        assert listener.addr[0] == a.remote_addr[0] == b.remote_addr[0] == "::1"
+        assert a.local_addr == b.remote_addr
+        b.write(b"six")
+        assert a.read() == b"six"
+        with dial(f"[::1]:{listener.addr[1]}", network="tcp6", timeout=WAIT) as c:
+            assert c.remote_addr == listener.addr
+
+
+def found(*addresses: tuple[str, int]) -> Callable[..., Any]:
+    """What getaddrinfo is to find."""
+    return lambda *args: [(so.AF_INET, so.SOCK_STREAM, 6, "", address) for address in addresses]
+
+
+def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with so.socket() as s, listen("127.0.0.1:0") as listener:
+        s.bind(("127.0.0.1", 0))
+        closed, open_ = s.getsockname(), listener.addr
+        monkeypatch.setattr(so, "getaddrinfo", found(closed, closed, open_))
+        for timeout in (None, WAIT):
+            with dial("somewhere:1", timeout=timeout) as conn:
+                assert conn.remote_addr == open_
+        monkeypatch.setattr(so, "getaddrinfo", found(closed, ("127.0.0.1", 1)))
+        with pytest.raises(ConnectionRefusedError, match="dial tcp somewhere:1: Connection refused"):
+            dial("somewhere:1")
+
+
+def test_resolving_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = gmp.Chan[None](1), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        asked.send(None)
+        answer.wait(WAIT)  # as getaddrinfo blocks: the thread, without the GIL
+        return found(listener.addr)()
+
+    with listen("127.0.0.1:0") as listener:
+        monkeypatch.setattr(so, "getaddrinfo", slow)
+        dialing = go(dial, "somewhere:1")
+        asked.recv(WAIT)
+        with pytest.raises(TimeoutError, match="looking up the host"):
+            dial("somewhere:1", timeout=0.02)
+        answer.set()
+        dialing.result(WAIT).close()
+        asked.recv(WAIT)
+
+
 def test_refused_names_the_address() -> None:
     with listen("127.0.0.1:0") as listener:
         port = listener.addr[1]
@@ -826,3 +909,79 @@ def test_conn_of_a_blocking_descriptor_does_not_block() -> None:
         until_waiting(reader)
         a.send(b"x")
         assert reader.result(WAIT) == b"x"
+
+
+def test_short_read_is_not_always_the_end_of_what_is_there() -> None:
+    """The kernel stops a read at urgent data, and behind a message with descriptors: what follows must not wait for more."""
+    with pair() as (a, b):
+        reader = go(b.read)
+        until_waiting(reader)
+        with so.socket(fileno=os.dup(a.fileno())) as s:
+            s.send(b"abc")
+            s.send(b"!", so.MSG_OOB)
+            s.send(b"def")
+        assert reader.result(WAIT) == b"abc"
+        b.set_deadline(WAIT)
+        assert b.read() == b"def"
+    one, two = so.socketpair()
+    with Conn(one.detach()) as conn, two:
+        reader = go(conn.read)
+        until_waiting(reader)
+        so.send_fds(two, [b"abc"], [0])
+        two.send(b"def")
+        assert reader.result(WAIT) == b"abc"
+        conn.set_deadline(WAIT)
+        assert conn.read() == b"def"
+
+
+def test_descriptor_that_somebody_made_blocking() -> None:
+    """Its open file may be shared with another process, or code that sets it: a read must park all the same."""
+    with pair() as (a, b):
+        os.set_blocking(b.fileno(), True)
+        reader = go(b.read)
+        until_waiting(reader)
+        writer = go(b.write, bytes(20_000_000))
+        until_waiting(writer)
+        a.write(b"x")
+        assert reader.result(WAIT) == b"x"
+        b.close()
+        assert code_of(writer.result, WAIT) == errno.EBADF
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: c.read("x"), r"read\(\) size must be an int, not str"),
+        (lambda c: c.read(1.5), r"read\(\) size must be an int, not float"),
+        (lambda c: c.read(1, None), r"read\(\) flags must be an int, not NoneType"),
+        (lambda c: c.read(1, 0, "x"), r"read\(\): the time must be a number of seconds or None, not str"),
+        (lambda c: c.read(1, 0, None, 4), r"read\(\) takes .* at most, 4 arguments were given"),
+        (lambda c: c.read_exactly("x"), r"size must be an int, not str"),
+        (lambda c: c.readline("x"), r"readline\(\) limit must be an int, not str"),
+        (lambda c: c.read_into(), r"read_into\(\) takes a buffer"),
+        (lambda c: c.read_into(b"x"), r"read_into\(\) buffer must be writable.*bytes is not"),
+        (lambda c: c.read_into("x"), r"read_into\(\) buffer must be a bytes-like object, not str"),
+        (lambda c: c.write("x"), r"write\(\) data must be a bytes-like object, not str"),
+        (lambda c: c.write(b"x", "y"), r"write\(\) flags must be an int, not str"),
+        (lambda c: c.write_part(None), r"write_part\(\) data must be a bytes-like object, not NoneType"),
+        (lambda c: c.shutdown("x"), r"shutdown\(\) how must be an int, not str"),
+        (lambda c: c.set_deadline("x"), r"set_deadline\(\): the time must be a number of seconds or None, not str"),
+        (lambda c: c.wait_read("x"), r"wait_read\(\): the time must be a number of seconds or None, not str"),
+        (lambda c: Conn("x"), r"Conn\(\) fileno must be an int, not str"),
+        (lambda c: wait_read("x"), r"fd must be an int or have a fileno\(\) method, not str"),
+        (lambda c: wait_write(c, "x"), r"the time must be a number of seconds or None, not str"),
+        (lambda c: dial(5), r"address must be 'host:port' or \(host, port\), not int"),
+        (lambda c: dial("a:1", network=6), r"network must be a str, not int"),
+        (lambda c: dial("a:1", timeout="x"), r"dial\(\) timeout must be a number of seconds or None, not str"),
+        (lambda c: dial("a:1", ssl=1), r"ssl must be an ssl.SSLContext, not int"),
+        (lambda c: dial("a:1", server_hostname=1), r"server_hostname must be a str, not int"),
+        (lambda c: listen(":0", backlog="x"), r"listen\(\) backlog must be an int or None, not str"),
+        (lambda c: listen(":0", ssl=1), r"listen\(\) ssl must be an ssl.SSLContext, not int"),
+    ],
+)
+def test_wrong_types_are_named(call: Callable[[Any], Any], message: str) -> None:
+    with pair() as (_, b):
+        with pytest.raises(TypeError, match=message):
+            call(b)
+        with pytest.raises(ValueError, match="size must be 0 or more"):
+            b.read(-1)
