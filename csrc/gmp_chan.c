@@ -30,9 +30,9 @@ gmp_chan_free(gmp_chan *ch)
 {
     if (ch == NULL)
         return GMP_EINVAL;
-    mutex_lock(&ch->c.lock);
+    spin_lock(&ch->c.lock);
     bool used = ch->c.recvq.first != NULL || ch->c.sendq.first != NULL;
-    mutex_unlock(&ch->c.lock);
+    spin_unlock(&ch->c.lock);
     if (used)
         return GMP_ESTATE;
     chan_term(&ch->c);

@@ -144,13 +144,17 @@ check_stack(G *gp)
 
 /* ---- making goroutines runnable ---- */
 
-/* In the scheduler, with a P of gp's set. */
+/* In the scheduler, with a P of gp's set.  No thread is woken for a goroutine that is alone in the queue of a P whose last
+ * HANDOVERS runnexts all were run by its own thread: the caller is about to wait, and a thread that is woken to find nothing
+ * costs more than the switch.  Should it not wait this time, sysmon sees to it. */
 static void
 ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
     if (atomic_load_relaxed(&sched->np) == 1)
         return; /* it is not idle: we have it */
+    if (next && atomic_load_relaxed(&pp->handovers) == HANDOVERS && pp->runqtail == atomic_load_relaxed(&pp->runqhead))
+        return;
     /* Pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues. */
     if (!next) /* else runqput has exchanged runnext */
         atomic_fence();
@@ -659,7 +663,7 @@ commit(M *mp)
         prev->m = NULL;
         set_status(prev, G_RUNNING, G_RUNNABLE);
         if (pp != NULL) {
-            ready_local(prev->set, pp, prev, false);
+            runqput(pp, prev, false); /* no thread is woken: this one has found another goroutine, or looks on */
         }
         else {
             /* Not by ready_global: a thread's own goroutine, too, comes back after those that are runnable. */
@@ -689,10 +693,14 @@ finish_switch(void)
     G *gp = mp->curg;
     const Class *cls = gp->cls;
     commit(mp);
+    /* Not before: a timer's function may take the lock with which the goroutine that was left has parked. */
+    P *pp = mp->p;
+    if (GMP_UNLIKELY(atomic_load_relaxed(&pp->timers.next) != 0) && ++pp->timertick % TIMER_TICK == 0)
+        timers_run(&pp->timers, nanotime());
     if (cls->swap != NULL)
         cls->swap(prev, gp);
     gp->lastm = mp;
-    p_exit(mp, mp->p);
+    p_exit(mp, pp);
 }
 
 /* With many goroutines in the queue each one's memory has left the caches: fetch that of the next ones in good time. */
@@ -741,8 +749,6 @@ schedule_fast(M *mp, P *pp)
         if (gp != NULL)
             return gp;
     }
-    if (GMP_UNLIKELY(atomic_load_relaxed(&pp->timers.next) != 0) && ++pp->timertick % TIMER_TICK == 0)
-        timers_run(&pp->timers, nanotime());
     G *gp = fair_turn(sched, pp);
     if (gp == NULL) {
         gp = runqget(pp);

@@ -185,6 +185,7 @@ prefetch_g(const Class *cls, G *gp)
 #define RUNQ_SIZE RUNQ_SIZE_DEFAULT
 #endif
 #define P_RUNNING ((uintptr_t)1)
+#define HANDOVERS 16 /* so many: see ready_local */
 #define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
 typedef struct GFree {
     uint32_t n;
@@ -201,6 +202,7 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
+    uint32_t handovers; /* runnexts in a row that the owner ran itself, up to HANDOVERS; atomic, others set it to 0 */
     int64_t gdelta;     /* goroutines started minus finished on this P */
     int64_t npending;   /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;

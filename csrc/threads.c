@@ -646,8 +646,8 @@ findrunnable(M *mp)
         if ((gp = stealwork(mp, pp)) != NULL)
             return gp;
         /* Someone without a P may be about to hand something over: sleeping and being woken costs more than a short look. */
-        bool again = false;
-        for (int i = 0; i < SPIN_ROUNDS && !again; i++) {
+        bool again = false; /* where there are thieves, stealwork was such a look */
+        for (int i = 0; i < SPIN_ROUNDS && !again && atomic_load_relaxed(&sched->np) == 1; i++) {
             for (int j = 0; j < 10; j++)
                 cpu_relax();
             again = atomic_load_relaxed(&sched->runq.n) != 0 || atomic_load_relaxed(&mp->readylocked) != NULL;
