@@ -724,6 +724,8 @@ sched_loop(M *mp)
         }
         G *gp = findrunnable(mp);
         gp = unqueued(mp->set, mp->p, gp);
+        if (GMP_UNLIKELY(gp == NULL))
+            continue;
         if (gp->lockedm != NULL && gp->lockedm != mp)
             startlockedm(mp, gp);
         else if (gp->lockedm != mp && mp->picky)
@@ -835,6 +837,7 @@ sched_afterfork_child(Sched *sched)
         }
     sched->lock = (Mutex){0};
     polled = 0;
+    sched->qstarts = NULL;
     sched->runq.n = 0;
     sched->runq.head = 0;
     sched->midle = NULL;
@@ -858,6 +861,8 @@ sched_afterfork_child(Sched *sched)
         pp->runnext = NULL;
         for (int c = 0; c < SET_CLASSES; c++)
             pp->gfree[c].n = 0;
+        pp->qstarts = NULL;
+        pp->nqstarts = 0;
         pp->gdelta = pp->npending = 0;
         pp->idle = false;
         if (i < sched->np)
