@@ -222,16 +222,6 @@ goready(G *gp)
     make_runnable(gp);
 }
 
-void
-injectglist(G *list)
-{
-    while (list != NULL) {
-        G *gp = list;
-        list = gp->link;
-        goready(gp);
-    }
-}
-
 bool
 goready_interrupt(G *gp, int code)
 {
@@ -256,6 +246,8 @@ void
 gfree_push(Sched *sched, uint32_t ci, G *const *g, uint32_t n)
 {
     GStack *st = &sched->gfree[ci];
+    if (n == 0)
+        return;
     memcpy(st->g + st->n, g, n * sizeof(G *));
     stat_add(&st->n, n);
 }

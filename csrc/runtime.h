@@ -379,7 +379,7 @@ int newproc_later(Sched *sched, Start *st);
 G *bindstart(Sched *sched, Start *st); /* NULL when memory is refused */
 bool runq_long(Sched *sched);          /* so much is queued that a new goroutine will not run for a while */
 void goready(G *gp);
-void injectglist(G *list); /* goready for a list through link.  Go: runtime.injectglist */
+void injectglist(G *list); /* goready for a list through link */
 GMP_NORETURN void goexit(void);
 /* Lets others run; returns false when there was no one. */
 bool gosched(void);

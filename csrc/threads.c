@@ -310,6 +310,66 @@ wake_sleeper(Sched *sched, int64_t when)
         startm(sched, NULL, false);
 }
 
+/* Makes the goroutines of a list runnable at once: as many as there are idle Ps on the global queue, with a thread for
+ * each, the others on the caller's P.  taking: the caller is about to look for work itself, so one thread less.  Those of
+ * another set or of a thread of their own go one by one. */
+static void
+inject(G *list, bool taking)
+{
+    M *mp = getm();
+    Sched *sched = mp != NULL ? mp->set : list != NULL ? list->set : NULL;
+    P *pp = mp != NULL ? mp->p : NULL;
+    bool inside = pp != NULL && atomic_load_relaxed(&pp->owner) == (uintptr_t)mp; /* in the scheduler */
+    G *global = NULL, **tail = &global;
+    uint32_t n = 0, local = 0;
+    if (!inside && pp != NULL)
+        pp = p_enter(mp);
+    uint32_t idle = pp != NULL ? atomic_load(&sched->npidle) : UINT32_MAX;
+    while (list != NULL) {
+        G *gp = list;
+        list = gp->link;
+        if (gp->set != sched || gp->lockedm != NULL) {
+            goready(gp);
+            continue;
+        }
+        set_status(gp, G_WAITING, G_RUNNABLE);
+        if (n < idle) {
+            *tail = gp;
+            tail = &gp->link;
+            n++;
+        }
+        else {
+            runqput(pp, gp, false);
+            local++;
+        }
+    }
+    *tail = NULL;
+    if (n != 0) {
+        mutex_lock(&sched->lock);
+        for (G *gp = global; gp != NULL;) {
+            G *next = gp->link;
+            globrunqput(sched, gp);
+            gp = next;
+        }
+        mutex_unlock(&sched->lock);
+        for (n -= taking; n != 0 && atomic_load(&sched->npidle) != 0; n--)
+            startm(sched, NULL, false);
+    }
+    if (local != 0) {
+        atomic_fence(); /* as in ready_local */
+        wakep(sched);
+    }
+    if (!inside && pp != NULL)
+        p_exit(mp, pp);
+}
+
+/* goready for a list through link.  Go: runtime.injectglist */
+void
+injectglist(G *list)
+{
+    inject(list, false);
+}
+
 /* pp was taken from its M (owner is 0): give it to another, or to the idle list.  Go: runtime.handoffp */
 void
 handoffp(P *pp)
@@ -509,7 +569,7 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
             mp->p = pidleget(sched, mp);
         }
         mutex_unlock(&sched->lock);
-        injectglist(list);
+        inject(list, mp->p != NULL);
     }
     return note_sleep(&mp->park, 0);
 }
@@ -639,7 +699,7 @@ findrunnable(M *mp)
         if (netpoll_waiters() != 0) {
             G *list = netpoll(0, NULL);
             if (list != NULL) {
-                injectglist(list);
+                inject(list, true);
                 continue;
             }
         }

@@ -124,7 +124,6 @@ static void
 start_late(Late *l, int x)
 {
     *l = (Late){.x = x};
-    native_class.start_fill = late_fill;
     CHECK_EQ(newproc_later(NATIVE, &l->start), 0);
 }
 
@@ -134,6 +133,7 @@ TEST(proc_late_starts)
     enum { N = 1000 };
     static Late l[N];
 
+    native_class.start_fill = late_fill;
     native_start(1);
     for (int round = 0; round < 10; round++) {
         late_sum = 0;
@@ -168,6 +168,7 @@ bind_them(void *arg)
 
 TEST(proc_late_starts_are_bound_once)
 {
+    native_class.start_fill = late_fill;
     native_start(1);
     for (int round = 0; round < (test_slow() ? 10 : 100); round++) {
         TestThread *t;
