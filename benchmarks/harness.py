@@ -25,13 +25,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers", "echo")
+BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers", "echo", "native")
 
 # In the order in which they run and are printed; those whose ratio matters most are neighbours.
 CONTENDERS = {
     "gmp": "gmp",
+    "native-1": "gmp in C P=1",
     "go-1": "Go P=1",
+    "native": "gmp in C",
     "go": "Go",
+    "native-16": "gmp in C P=16",
     "gmp-main": "gmp, main thread",
     "gevent": "gevent",
     "greenlet": "greenlet",
@@ -40,18 +43,31 @@ CONTENDERS = {
     "uvloop": "uvloop",
     "trio": "trio",
     "threads": "threads",
+    "pthreads": "POSIX threads",
 }
-OURS = ("gmp", "gmp-main")
+NATIVE = ("native-1", "native", "native-16")
+OURS = ("gmp", "gmp-main", *NATIVE)
 GO = ("go-1", "go")
+# Programs that know the shapes by name, with the environment that they get: go/ and c/.
+TWINS = {
+    "go-1": {"GOMAXPROCS": "1"},
+    "go": {},
+    "native-1": {"GMPMAXPROCS": "1"},
+    "native": {},
+    "native-16": {"GMPMAXPROCS": "16"},
+    "pthreads": {},
+}
+UNPINNED = ("go", "native", "native-16", "pthreads")
 
 
 @dataclass(frozen=True)
 class Target:
-    """gmp's figure is at most `limit`, or `limit` times `than`'s; `by_version` has other limits for some Pythons."""
+    """`of`'s figure is at most `limit`, or `limit` times `than`'s; `by_version` has other limits for some Pythons."""
 
     limit: float
     than: str | None = None
     by_version: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    of: str = "gmp"
 
     def bound(self, version: tuple[int, int]) -> float:
         return self.by_version.get(version, self.limit)
@@ -81,6 +97,7 @@ class Bench:
     shapes: list[Shape] = field(default_factory=list)
     runs: dict[str, Callable[..., Any]] = field(default_factory=dict)
     ops: dict[str, int] = field(default_factory=dict)
+    twins: tuple[str, ...] = GO
 
     def contender(self, *names: str, ops: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a function for these contenders. `ops`: of a round, where the shape's number would take too long."""
@@ -111,7 +128,7 @@ class Shape:
     figures: tuple[Figure, ...] = ()
     targets: tuple[Target, ...] = ()  # of the ns figure, when no figures are given
     fresh: bool = False  # a new process for each round
-    pinned: bool = True  # all but Go with its default GOMAXPROCS stay on one CPU
+    pinned: bool = True  # all but UNPINNED stay on one CPU
     rounds: int = 11
     quick_rounds: int = 5
     without: tuple[str, ...] = ()  # contenders that cannot stand this size
@@ -125,7 +142,7 @@ class Shape:
 
     @property
     def contenders(self) -> list[str]:
-        able = set(self.bench.runs) | set(GO)
+        able = set(self.bench.runs) | set(self.bench.twins)
         return [c for c in CONTENDERS if c in able and c not in self.without]
 
     def ops_of(self, contender: str) -> int:

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gotwin
-from benchmarks.harness import GO, OURS, Shape, Target, pin, unpin
+from benchmarks import ctwin, gotwin
+from benchmarks.harness import GO, OURS, TWINS, UNPINNED, Shape, Target, pin, unpin
 
 WORKER = str(Path(__file__).resolve().parent / "worker.py")
 
@@ -48,18 +48,21 @@ class Child:
             except FileNotFoundError as error:
                 raise Missing(str(error)) from None
         env = dict(os.environ)
-        if contender in GO:
+        if contender in TWINS:
             try:
-                command = [gotwin.build(), "serve"]
+                if contender in GO:
+                    command = [gotwin.build(), "serve"]
+                else:
+                    command = [ctwin.build(), "threads" if contender == "pthreads" else "goroutines", "serve"]
             except FileNotFoundError as error:
                 raise Missing(str(error)) from None
-            env.pop("GOMAXPROCS", None)
-            if contender == "go-1":
-                env["GOMAXPROCS"] = "1"
+            for name in ("GOMAXPROCS", "GMPMAXPROCS"):
+                env.pop(name, None)
+            env.update(TWINS[contender])
         else:
             bench_file = shape.bench.runs[contender].__module__.rpartition("bench_")[2]
             command = [sys.executable, WORKER, bench_file, contender]
-        had = pin() if shape.pinned and contender != "go" else None
+        had = pin() if shape.pinned and contender not in UNPINNED else None
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         finally:
@@ -187,8 +190,8 @@ class Race:
         return statistics.median(ratios) if ratios else None
 
     def met(self, target: Target, key: str) -> bool | None:
-        """Whether gmp is within a target; None when one of the two was not measured."""
-        got = self.figure("gmp", key) if target.than is None else self.ratio("gmp", target.than, key)
+        """Whether a target is reached; None when one of the two was not measured."""
+        got = self.figure(target.of, key) if target.than is None else self.ratio(target.of, target.than, key)
         return None if got is None else got <= target.bound(sys.version_info[:2])
 
     def summary(self, contender: str) -> dict[str, Any]:
@@ -197,13 +200,14 @@ class Race:
         for key in self.rounds[contender][0]:
             if key != "ops":
                 info[key] = self.figure(contender, key)
-                if contender != "gmp":
+                if contender != "gmp" and "gmp" in self.rounds:
                     info[f"gmp_ratio_{key}"] = self.ratio("gmp", contender, key)
-        if contender == "gmp":
+        if contender in OURS:
             version = sys.version_info[:2]
             info["targets"] = {
                 f"{figure.title}: {target.text(version, figure.unit)}": self.met(target, figure.key)
                 for figure in self.shape.figures
                 for target in figure.targets
+                if target.of == contender
             }
         return info

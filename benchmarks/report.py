@@ -3,7 +3,7 @@
 `--cpu` shows processor time instead of the clock's, for a machine that has other things to do; `--load FILE` shows a saved run.
 
 Targets are set against Go on one CPU (GOMAXPROCS=1), since a GIL build runs Python on one CPU at a time. Go with its
-default GOMAXPROCS stands beside it.
+default GOMAXPROCS stands beside it.  Goroutines in C run on all CPUs: each row has both comparisons.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def verdict(race: Race, figure: Figure) -> str:
             words[-1] += ": not measured"
             continue
         if target.than is not None:
-            ratio = race.ratio("gmp", target.than, figure.key) or 0.0
+            ratio = race.ratio(target.of, target.than, figure.key) or 0.0
             words[-1] += f" ({short(1 / ratio if target.limit < 1 else ratio)}x)"
         words[-1] += ": ok" if met else ": **missed**"
     return "; ".join(words)
@@ -51,7 +51,8 @@ def table(races: Iterable[Race]) -> str:
         for figure in race.shape.figures:
             cells = [f"{figure.title}, {figure.unit}"]
             cells += ["failed" if c in race.failed else short(race.figure(c, figure.key)) for c in columns]
-            cells += [short(race.ratio("gmp", go, figure.key)) for go in ("go-1", "go")]
+            ours = ("gmp", "gmp") if "gmp" in race.rounds else ("native-1", "native")
+            cells += [short(race.ratio(o, go, figure.key)) for o, go in zip(ours, ("go-1", "go"), strict=True)]
             cells.append(verdict(race, figure))
             rows.append(cells)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
@@ -60,7 +61,11 @@ def table(races: Iterable[Race]) -> str:
 def versions(races: Iterable[Race]) -> str:
     seen = {c: v for race in races for c, v in race.versions.items()}
     python = f"CPython {platform.python_version()}"
-    others = [f"{CONTENDERS[c]} {seen[c]}" for c in ("gmp", "go", "gevent", "greenlet", "uvloop", "trio") if c in seen]
+    others = [
+        f"{CONTENDERS[c]} {seen[c]}"
+        for c in ("gmp", "native", "go", "gevent", "greenlet", "uvloop", "trio")
+        if c in seen
+    ]
     return ", ".join([python, *others, f"{platform.system()} {platform.machine()}"])
 
 

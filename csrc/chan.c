@@ -82,6 +82,14 @@ unlock_commit(G *gp, void *lock)
 }
 
 static bool
+spin_unlock_commit(G *gp, void *lock)
+{
+    (void)gp;
+    spin_unlock(lock);
+    return true;
+}
+
+static bool
 must_claim(G *gp, int64_t timeout)
 {
     return timeout >= 0 || gp->interruptible;
@@ -231,11 +239,11 @@ chanpark(Hchan *c, WaitQ *q, Sudog *sg, WaitReason reason, int64_t timeout)
     if (sg->claimed)
         sg->seq = park_begin(gp);
     waitq_push(q, sg);
-    int code = gopark_timeout(unlock_commit, &c->lock, reason, sg->seq, timeout);
+    int code = gopark_timeout(spin_unlock_commit, &c->lock, reason, sg->seq, timeout);
     if (GMP_UNLIKELY(code != GMP_OK)) {
-        mutex_lock(&c->lock);
+        spin_lock(&c->lock);
         waitq_remove(q, sg);
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
     }
     return code;
 }
@@ -246,26 +254,26 @@ chansend(Hchan *c, const void *elem, int64_t timeout)
 {
     if (c == NULL)
         return park_forever(WAIT_CHAN_SEND_NIL, timeout);
-    mutex_lock(&c->lock);
+    spin_lock(&c->lock);
     if (c->closed) {
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_ECLOSED;
     }
     Sudog *rg = waitq_pop(&c->recvq);
     if (rg != NULL) {
         G *gp = rg->g;
         send_to(c, rg, elem);
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         goready(gp);
         return GMP_OK;
     }
     if (c->qcount < c->dataqsiz) {
         buffer_put(c, elem);
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_OK;
     }
     if (timeout == 0) {
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_ETIMEDOUT;
     }
     Sudog sg = {.g = getg(), .elem = (void *)elem, .c = c};
@@ -281,9 +289,9 @@ chanrecv(Hchan *c, void *elem, int64_t timeout)
 {
     if (c == NULL)
         return park_forever(WAIT_CHAN_RECEIVE_NIL, timeout);
-    mutex_lock(&c->lock);
+    spin_lock(&c->lock);
     if (c->closed && c->qcount == 0) {
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         if (elem != NULL)
             memset(elem, 0, c->elemsize);
         return GMP_ECLOSED;
@@ -292,17 +300,17 @@ chanrecv(Hchan *c, void *elem, int64_t timeout)
     if (sender != NULL) {
         G *gp = sender->g;
         recv_from(c, sender, elem);
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         goready(gp);
         return GMP_OK;
     }
     if (c->qcount > 0) {
         buffer_get(c, elem);
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_OK;
     }
     if (timeout == 0) {
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_ETIMEDOUT;
     }
     Sudog sg = {.g = getg(), .elem = elem, .c = c};
@@ -316,9 +324,9 @@ chanrecv(Hchan *c, void *elem, int64_t timeout)
 int
 chanclose(Hchan *c)
 {
-    mutex_lock(&c->lock);
+    spin_lock(&c->lock);
     if (c->closed) {
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
         return GMP_ECLOSED;
     }
     c->closed = true;
@@ -340,7 +348,7 @@ chanclose(Hchan *c)
         tail = &sg->g->link;
     }
     *tail = NULL;
-    mutex_unlock(&c->lock);
+    spin_unlock(&c->lock);
     while (head != NULL) {
         G *gp = head;
         head = gp->link;
@@ -352,9 +360,9 @@ chanclose(Hchan *c)
 size_t
 chanlen(Hchan *c)
 {
-    mutex_lock(&c->lock);
+    spin_lock(&c->lock);
     size_t n = c->qcount;
-    mutex_unlock(&c->lock);
+    spin_unlock(&c->lock);
     return n;
 }
 
@@ -376,7 +384,7 @@ sellock(SelectState *st)
     for (int i = 0; i < st->n; i++) {
         Hchan *c = st->cases[st->lockorder[i]].c;
         if (c != last)
-            mutex_lock(&c->lock);
+            spin_lock(&c->lock);
         last = c;
     }
 }
@@ -388,7 +396,7 @@ selunlock(SelectState *st)
         Hchan *c = st->cases[st->lockorder[i]].c;
         if (i > 0 && c == st->cases[st->lockorder[i - 1]].c)
             continue; /* the first of a run unlocks */
-        mutex_unlock(&c->lock);
+        spin_unlock(&c->lock);
     }
 }
 
@@ -403,10 +411,10 @@ select_commit(G *gp, void *arg)
     for (int i = st.n - 1; i >= 0; i--) {
         Hchan *c = st.cases[st.lockorder[i]].c;
         if (last != NULL && c != last)
-            mutex_unlock(&last->lock);
+            spin_unlock(&last->lock);
         last = c;
     }
-    mutex_unlock(&last->lock);
+    spin_unlock(&last->lock);
     return true;
 }
 

@@ -33,7 +33,7 @@ int waitq_park(WaitQ *q, Mutex *lock, bool front, WaitReason reason, int64_t tim
 bool waitq_wake(WaitQ *q); /* under the lock */
 
 struct Hchan {
-    Mutex lock;
+    Spin lock;
     bool closed;
     uint32_t elemsize;
     size_t qcount, dataqsiz, sendx, recvx;

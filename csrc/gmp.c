@@ -38,6 +38,15 @@ gmp_num_goroutine(void)
     return n;
 }
 
+/* What fill needs. */
+typedef struct Spawn {
+    gmp_func fn;
+    void *arg;
+    gmp_waitgroup *wg;
+} Spawn;
+
+_Static_assert(sizeof(Spawn) <= FILL_MAX, "has to fit into a QStart");
+
 /* So that sysmon takes the P of one that runs long. */
 static bool
 native_detached(G *gp)
@@ -52,6 +61,9 @@ native_function(G *gp)
     return (void *)(uintptr_t)((NativeG *)gp)->fn;
 }
 
+static void entry(G *gp);
+static void fill(G *gp, void *arg);
+
 #define NATIVE_CLASS(stack_, index_)                                                                                   \
     {                                                                                                                  \
         .name = "native",                                                                                              \
@@ -60,6 +72,9 @@ native_function(G *gp)
         .index = (index_),                                                                                             \
         .mask_signals = true,                                                                                          \
         .own_threads = true,                                                                                           \
+        .fill_size = sizeof(Spawn),                                                                                    \
+        .start_entry = entry,                                                                                          \
+        .late_fill = fill,                                                                                             \
         .detached = native_detached,                                                                                   \
         .function = native_function,                                                                                   \
     }
@@ -243,12 +258,6 @@ entry(G *gp)
     ng->fn(ng->arg);
     end(ng);
 }
-
-typedef struct Spawn {
-    gmp_func fn;
-    void *arg;
-    gmp_waitgroup *wg;
-} Spawn;
 
 static void
 fill(G *gp, void *arg)

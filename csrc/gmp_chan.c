@@ -30,9 +30,9 @@ gmp_chan_free(gmp_chan *ch)
 {
     if (ch == NULL)
         return GMP_EINVAL;
-    mutex_lock(&ch->c.lock);
+    spin_lock(&ch->c.lock);
     bool used = ch->c.recvq.first != NULL || ch->c.sendq.first != NULL;
-    mutex_unlock(&ch->c.lock);
+    spin_unlock(&ch->c.lock);
     if (used)
         return GMP_ESTATE;
     chan_term(&ch->c);
@@ -197,6 +197,8 @@ gmp_mutex_lock(gmp_mutex *m, int64_t timeout)
 {
     if (m == NULL)
         return GMP_EINVAL;
+    if (GMP_LIKELY(gmutex_lock_fast(&m->m)))
+        return GMP_OK;
     int code = gmutex_lock(&m->m, 0);
     if (code != GMP_ETIMEDOUT || timeout == 0)
         return code;
@@ -207,7 +209,9 @@ gmp_mutex_lock(gmp_mutex *m, int64_t timeout)
 int
 gmp_mutex_unlock(gmp_mutex *m)
 {
-    return m != NULL ? gmutex_unlock(&m->m) : GMP_EINVAL;
+    if (m == NULL)
+        return GMP_EINVAL;
+    return GMP_LIKELY(gmutex_unlock_fast(&m->m)) ? GMP_OK : gmutex_unlock(&m->m);
 }
 
 int

@@ -16,6 +16,7 @@
 #define ACTIVE_SPIN 4
 #define ACTIVE_SPIN_COUNT 30
 #define PASSIVE_SPIN 1
+#define SPIN_YIELDS 30
 
 /* Go: runtime.lock2 */
 void
@@ -45,6 +46,22 @@ mutex_unlock_slow(Mutex *mu)
         futexwakeup(&mu->key);
     else if (was == 0)
         gmp_throw("unlock of an unlocked mutex");
+}
+
+void
+spin_lock_slow(Spin *s)
+{
+    for (int i = 0;; i++) {
+        if (atomic_load_relaxed(&s->key) == 0 && atomic_cas_acquire(&s->key, 0u, 1u)) /* pairs with spin_unlock */
+            return;
+        if (i < 2 * ACTIVE_SPIN)
+            for (int j = 0; j < ACTIVE_SPIN_COUNT; j++)
+                cpu_relax();
+        else if (i < SPIN_YIELDS)
+            sys_thread_yield(); /* its holder may wait for this CPU */
+        else
+            sys_usleep(i < SPIN_YIELDS + 10 ? 20 : 500);
+    }
 }
 
 void

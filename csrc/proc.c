@@ -18,6 +18,7 @@
 static uint64_t next_goid = 1;
 
 #define GOID_BATCH 16
+#define LONG_QUEUE 16  /* so many are queued that a new goroutine will not run for a while */
 #define GLOBAL_TICK 61 /* decisions between two turns of those whom two busy goroutines could shut out: see fair_turn */
 #define TIMER_TICK 8   /* decisions between two looks at the clock, while there is something to run */
 
@@ -144,13 +145,17 @@ check_stack(G *gp)
 
 /* ---- making goroutines runnable ---- */
 
-/* In the scheduler, with a P of gp's set. */
+/* In the scheduler, with a P of gp's set.  No thread is woken for a goroutine that is alone in the queue of a P whose last
+ * HANDOVERS runnexts all were run by its own thread: the caller is about to wait, and a thread that is woken to find nothing
+ * costs more than the switch.  Should it not wait this time, sysmon sees to it. */
 static void
 ready_local(Sched *sched, P *pp, G *gp, bool next)
 {
     runqput(pp, gp, next);
     if (atomic_load_relaxed(&sched->np) == 1)
         return; /* it is not idle: we have it */
+    if (next && atomic_load_relaxed(&pp->handovers) == HANDOVERS && pp->runqtail == atomic_load_relaxed(&pp->runqhead))
+        return;
     /* Pairs with an M that goes idle: it changes npidle and nmspinning, then looks at all queues. */
     if (!next) /* else runqput has exchanged runnext */
         atomic_fence();
@@ -217,16 +222,6 @@ goready(G *gp)
     make_runnable(gp);
 }
 
-void
-injectglist(G *list)
-{
-    while (list != NULL) {
-        G *gp = list;
-        list = gp->link;
-        goready(gp);
-    }
-}
-
 bool
 goready_interrupt(G *gp, int code)
 {
@@ -251,6 +246,8 @@ void
 gfree_push(Sched *sched, uint32_t ci, G *const *g, uint32_t n)
 {
     GStack *st = &sched->gfree[ci];
+    if (n == 0)
+        return;
     memcpy(st->g + st->n, g, n * sizeof(G *));
     stat_add(&st->n, n);
 }
@@ -301,12 +298,12 @@ gfput(Sched *sched, P *pp, G *gp)
     uint32_t ci = gp->cls->index;
     if (pp == NULL) {
         mutex_lock(&sched->lock);
-        stat_add(&sched->gdelta, -1);
+        atomic_store_release(&sched->gdelta, sched->gdelta - 1); /* as below */
         gfree_push(sched, ci, &gp, 1);
         mutex_unlock(&sched->lock);
         return;
     }
-    stat_add(&pp->gdelta, -1);
+    atomic_store_release(&pp->gdelta, pp->gdelta - 1); /* pairs with num_goroutine: who sees it gone sees what it did */
     GFree *f = &pp->gfree[ci];
     f->g[f->n++] = gp;
     if (f->n < GFREE_MAX)
@@ -501,6 +498,18 @@ newproc_class(Sched *sched, const Class *cls, void (*entry)(G *gp), void (*fill)
     M *mp = getm();
     P *pp = mp != NULL && mp->set == sched ? p_enter(mp) : NULL;
     G *gp = NULL;
+    if (cls->late_fill != NULL && pp != NULL &&
+        pp->runqtail - atomic_load_relaxed(&pp->runqhead) >= LONG_QUEUE) { /* see qstart.c */
+        QStart *qs = qstart_get(sched, pp);
+        if (qs != NULL) {
+            uint64_t id = goid_next(pp);
+            qs->start = (Start){.state = START_ALONE, .goid = id, .parentid = mp->curg->goid};
+            qs->cls = cls;
+            memcpy(qs->arg, arg, cls->fill_size);
+            enqueue_new(sched, mp, pp, (G *)((uintptr_t)qs | 1));
+            return id;
+        }
+    }
     if (GMP_LIKELY(sched->cls->start_fill == NULL || num_pending(sched) == 0) || !slots_promised(sched))
         gp = gfget(sched, pp, cls);
     if (GMP_UNLIKELY(gp == NULL)) {
@@ -525,8 +534,6 @@ newproc(Sched *sched, void (*entry)(G *gp), void (*fill)(G *gp, void *arg), void
 {
     return newproc_class(sched, sched->cls, entry, fill, arg);
 }
-
-#define LONG_QUEUE 16
 
 bool
 runq_long(Sched *sched)
@@ -581,10 +588,31 @@ bind(Sched *sched, P *pp, Start *st)
     return gp;
 }
 
+static G *
+bind_alone(Sched *sched, P *pp, QStart *qs)
+{
+    G *gp = gfget(sched, pp, qs->cls);
+    if (GMP_UNLIKELY(gp == NULL) && (gp = malg(sched, qs->cls)) == NULL) {
+        mutex_lock(&sched->lock);
+        globrunqput(sched, (G *)((uintptr_t)qs | 1));
+        mutex_unlock(&sched->lock);
+        sys_usleep(100); /* until others have ended, or memory comes back */
+        return NULL;
+    }
+    ginit(sched, gp, qs->start.goid, qs->start.parentid, qs->cls->start_entry);
+    qs->cls->late_fill(gp, qs->arg);
+    set_status(gp, G_DEAD, G_RUNNABLE);
+    qstart_put(sched, pp, qs);
+    return gp;
+}
+
 /* In the scheduler with a P, so that all dead Gs but other Ps' are at hand. */
 G *
 bind_queued(Sched *sched, P *pp, G *gp)
 {
+    Start *st = (Start *)((uintptr_t)gp & ~(uintptr_t)1);
+    if (atomic_load_relaxed(&st->state) == START_ALONE)
+        return bind_alone(sched, pp, (QStart *)st);
     gp = bind(sched, pp, (Start *)((uintptr_t)gp & ~(uintptr_t)1));
     if (gp == NULL)
         gmp_throw("no G is left for a goroutine that was promised one");
@@ -612,9 +640,9 @@ bindstart(Sched *sched, Start *st)
 int64_t
 num_goroutine(Sched *sched)
 {
-    int64_t n = atomic_load_relaxed(&sched->gdelta);
+    int64_t n = atomic_load_acquire(&sched->gdelta); /* pairs with gfput */
     for (uint32_t i = 0, all = nallp(sched); i < all; i++)
-        n += atomic_load_relaxed(&sched->allp[i]->gdelta);
+        n += atomic_load_acquire(&sched->allp[i]->gdelta);
     return n;
 }
 
@@ -622,7 +650,7 @@ int64_t
 num_pending(Sched *sched)
 {
     int64_t n = atomic_load_relaxed(&sched->npending);
-    for (uint32_t i = 0; i < sched->np; i++)
+    for (uint32_t i = 0, all = nallp(sched); i < all; i++)
         n += atomic_load_relaxed(&sched->allp[i]->npending);
     return n;
 }
@@ -659,7 +687,7 @@ commit(M *mp)
         prev->m = NULL;
         set_status(prev, G_RUNNING, G_RUNNABLE);
         if (pp != NULL) {
-            ready_local(prev->set, pp, prev, false);
+            runqput(pp, prev, false); /* no thread is woken: this one has found another goroutine, or looks on */
         }
         else {
             /* Not by ready_global: a thread's own goroutine, too, comes back after those that are runnable. */
@@ -689,10 +717,14 @@ finish_switch(void)
     G *gp = mp->curg;
     const Class *cls = gp->cls;
     commit(mp);
+    /* Not before: a timer's function may take the lock with which the goroutine that was left has parked. */
+    P *pp = mp->p;
+    if (GMP_UNLIKELY(atomic_load_relaxed(&pp->timers.next) != 0) && ++pp->timertick % TIMER_TICK == 0)
+        timers_run(&pp->timers, nanotime());
     if (cls->swap != NULL)
         cls->swap(prev, gp);
     gp->lastm = mp;
-    p_exit(mp, mp->p);
+    p_exit(mp, pp);
 }
 
 /* With many goroutines in the queue each one's memory has left the caches: fetch that of the next ones in good time. */
@@ -703,7 +735,11 @@ prefetch_queue(P *pp)
     if (pp->runqtail - h < 8)
         return;
     const Class *cls = pp->set->cls;
-    prefetch_g(cls, pp->runq[(h + 3) % RUNQ_SIZE]);
+    G *third = pp->runq[(h + 3) % RUNQ_SIZE];
+    if (is_start(third))
+        __builtin_prefetch(third, 1);
+    else
+        prefetch_g(cls, third);
     if (atomic_load_relaxed(&pp->set->np) > 1)
         return;                              /* a thief may run it meanwhile: its address is all that can be used */
     G *soon = pp->runq[(h + 1) % RUNQ_SIZE]; /* its own lines were fetched two switches ago */
@@ -741,8 +777,6 @@ schedule_fast(M *mp, P *pp)
         if (gp != NULL)
             return gp;
     }
-    if (GMP_UNLIKELY(atomic_load_relaxed(&pp->timers.next) != 0) && ++pp->timertick % TIMER_TICK == 0)
-        timers_run(&pp->timers, nanotime());
     G *gp = fair_turn(sched, pp);
     if (gp == NULL) {
         gp = runqget(pp);
@@ -756,6 +790,8 @@ schedule_fast(M *mp, P *pp)
     if (gp == NULL)
         return NULL;
     gp = unqueued(sched, pp, gp);
+    if (GMP_UNLIKELY(gp == NULL))
+        return NULL;
     if (GMP_UNLIKELY(gp->lockedm != mp && (gp->lockedm != NULL || mp->picky))) {
         mp->nextg = gp; /* for g0 */
         return NULL;

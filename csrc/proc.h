@@ -45,6 +45,9 @@ uint64_t goid_next(P *pp);                                      /* pp: in the sc
 void commit(M *mp);         /* on the stack switched to: the goroutine that was left is saved, let others have it */
 G *fair_turn(Sched *, P *); /* every GLOBAL_TICK decisions: one from the global queue; runnext gives way */
 G *bind_queued(Sched *, P *, G *); /* the G of a Start that came from a queue */
+QStart *qstart_get(Sched *, P *);
+void qstart_put(Sched *, P *, QStart *);
+/* NULL: no memory for its G; it is queued again. */
 static inline G *
 unqueued(Sched *sched, P *pp, G *gp)
 {

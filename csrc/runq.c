@@ -82,8 +82,12 @@ runqget(P *pp)
         return gp;
     }
     /* Only the owner sets runnext, so a failed CAS means that it was stolen: no need to try again. */
-    if (next != NULL && atomic_cas(&pp->runnext, next, (G *)NULL))
+    if (next != NULL && atomic_cas(&pp->runnext, next, (G *)NULL)) {
+        uint32_t n = atomic_load_relaxed(&pp->handovers);
+        if (n < HANDOVERS)
+            atomic_store_relaxed(&pp->handovers, n + 1);
         return next;
+    }
     for (;;) {
         uint32_t h = atomic_load_acquire(&pp->runqhead); /* pairs with the CAS of other consumers */
         uint32_t t = pp->runqtail;
@@ -158,6 +162,7 @@ runqgrab(P *victim, G **batch, uint32_t batchhead, bool stealnext)
             }
             if (!atomic_cas(&victim->runnext, next, (G *)NULL))
                 continue;
+            atomic_store_relaxed(&victim->handovers, 0u);
             atomic_store_relaxed(&batch[batchhead % RUNQ_SIZE], next);
             return 1;
         }

@@ -43,6 +43,7 @@ typedef struct Class {
     size_t above;  /* bytes left to the class between its G and the top of the slot (python: frames) */
     StackClass stack;
     uint8_t index;     /* among the classes of the set */
+    uint8_t fill_size; /* of what newproc_class's arg points to, for late_fill; up to FILL_MAX */
     bool mask_signals; /* pool threads take no signals: the stacks are too small for handlers */
     bool own_threads;  /* adopted threads, but for Sched.mainm, run no goroutine but their own while they wait */
     /* On the new goroutine's stack, `from` saved and committed: make the thread `to`'s.  May block (GIL). */
@@ -65,6 +66,9 @@ typedef struct Class {
      * the GIL: plain stores only. */
     void (*start_entry)(G *gp);
     void (*start_fill)(G *gp, Start *st);
+    /* What is always newproc_class's fill, when its entry is always start_entry: goroutines may get their G later, with a copy
+     * of what arg points to.  No create then.  Or NULL. */
+    void (*late_fill)(G *gp, void *arg);
     /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
     void (*poll_signals)(void);
 } Class;
@@ -149,7 +153,20 @@ struct Start {
     G *gp;          /* when bound */
     uint64_t goid, parentid;
 };
-enum { START_PENDING, START_BINDING, START_BOUND };
+enum { START_PENDING, START_BINDING, START_BOUND, START_ALONE };
+
+/* The same for classes with a late_fill: nobody but the queue knows it.  One cache line.  See qstart.c. */
+#define FILL_MAX 24
+typedef struct QStart {
+    Start start; /* first; START_ALONE */
+    const Class *cls;
+    union {
+        uint64_t arg[FILL_MAX / 8]; /* newproc_class's */
+        struct {
+            struct QStart *next, *batch; /* free list; list of free lists */
+        };
+    };
+} QStart;
 
 static inline bool
 is_start(G *gp)
@@ -185,6 +202,7 @@ prefetch_g(const Class *cls, G *gp)
 #define RUNQ_SIZE RUNQ_SIZE_DEFAULT
 #endif
 #define P_RUNNING ((uintptr_t)1)
+#define HANDOVERS 16 /* so many: see ready_local */
 #define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
 typedef struct GFree {
     uint32_t n;
@@ -201,10 +219,13 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
+    uint32_t handovers; /* runnexts in a row that the owner ran itself, up to HANDOVERS; atomic, others set it to 0 */
     int64_t gdelta;     /* goroutines started minus finished on this P */
     int64_t npending;   /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;
     GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
+    QStart *qstarts;          /* free ones */
+    uint32_t nqstarts;
 
     /* sysmon only. */
     uint32_t sysmontick;
@@ -296,7 +317,8 @@ struct Sched {
     uint32_t nslots;  /* Gs with a stack of Sched.cls, dead or alive; atomic */
     int64_t npending; /* Starts queued minus bound without a P; atomic */
     GStack gfree[SET_CLASSES];
-    int64_t gdelta; /* goroutines started minus finished without a P */
+    QStart *qstarts; /* lists of free ones; atomic for readers without the lock */
+    int64_t gdelta;  /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
     M *midle;
@@ -357,7 +379,7 @@ int newproc_later(Sched *sched, Start *st);
 G *bindstart(Sched *sched, Start *st); /* NULL when memory is refused */
 bool runq_long(Sched *sched);          /* so much is queued that a new goroutine will not run for a while */
 void goready(G *gp);
-void injectglist(G *list); /* goready for a list through link.  Go: runtime.injectglist */
+void injectglist(G *list); /* goready for a list through link */
 GMP_NORETURN void goexit(void);
 /* Lets others run; returns false when there was no one. */
 bool gosched(void);

@@ -86,7 +86,7 @@ gmutex_lock_slow(Gmutex *m, int64_t timeout)
 int
 gmutex_lock(Gmutex *m, int64_t timeout)
 {
-    if (GMP_LIKELY(atomic_cas_acquire(&m->key, 0u, GMUTEX_LOCKED))) /* pairs with the release in unlock */
+    if (GMP_LIKELY(gmutex_lock_fast(m)))
         return GMP_OK;
     if (timeout == 0) {
         uint32_t key = atomic_load_relaxed(&m->key);
@@ -99,7 +99,7 @@ gmutex_lock(Gmutex *m, int64_t timeout)
 int
 gmutex_unlock(Gmutex *m)
 {
-    if (GMP_LIKELY(atomic_cas_release(&m->key, GMUTEX_LOCKED, 0u))) /* pairs with the acquire in lock */
+    if (GMP_LIKELY(gmutex_unlock_fast(m)))
         return GMP_OK;
     mutex_lock(&m->lock);
     if ((atomic_load_relaxed(&m->key) & GMUTEX_LOCKED) == 0) {

@@ -13,6 +13,17 @@ typedef struct Gmutex {
     WaitQ waiters;
 } Gmutex;
 int gmutex_lock(Gmutex *m, int64_t timeout);
+/* The first thing that the two try; false says nothing. */
+static inline bool
+gmutex_lock_fast(Gmutex *m)
+{
+    return atomic_cas_acquire(&m->key, 0u, 1u); /* pairs with the release in unlock */
+}
+static inline bool
+gmutex_unlock_fast(Gmutex *m)
+{
+    return atomic_cas_release(&m->key, 1u, 0u); /* pairs with the acquire in lock */
+}
 int gmutex_unlock(Gmutex *m); /* GMP_ESTATE: not locked */
 static inline bool
 gmutex_locked(Gmutex *m)

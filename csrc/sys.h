@@ -122,6 +122,26 @@ mutex_unlock(Mutex *mu)
         mutex_unlock_slow(mu);
 }
 
+/* ---- Spin: a lock for a few ns, held by threads that do not sleep meanwhile.  To unlock is a store and wakes nobody, so it
+ * costs half of a Mutex; who waits spins, then gives way, then sleeps for ever longer moments.  Zero = unlocked. ---- */
+typedef struct Spin {
+    uint32_t key; /* 0 unlocked, 1 locked */
+} Spin;
+void spin_lock_slow(Spin *s);
+
+static inline void
+spin_lock(Spin *s)
+{
+    if (GMP_UNLIKELY(!atomic_cas_acquire(&s->key, 0u, 1u))) /* pairs with the release in spin_unlock */
+        spin_lock_slow(s);
+}
+
+static inline void
+spin_unlock(Spin *s)
+{
+    atomic_store_release(&s->key, 0u); /* pairs with the acquire in spin_lock */
+}
+
 /* ---- Note: a one-shot event.  One thread sleeps, one wakes it (once: a second wakeup throws), note_clear before
  * reuse.
  * Zero-initialised = cleared.  Go: runtime.note ---- */

@@ -5,6 +5,7 @@
  *     the GIL): the P is taken; handed to another M if there is work, else left idle;
  *   - it is in the same tick for FORCE_PREEMPT_NS and there is work: the P is taken too, and the interpreter's own switch
  *     interval shares the GIL between the two threads.
+ *   - it is in the same tick, others wait in its queue and a P is idle: a thread is woken for them;
  *   - the main goroutine is ready, but the main thread is kept by another goroutine, one that waited there and now blocks or
  *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
@@ -48,18 +49,24 @@ retake(P *pp, int64_t now, bool *detached_seen)
         pp->sysmonwhen = now;
         return false;
     }
+    bool did = false;
+    if (atomic_load(&pp->set->npidle) != 0 && !runqempty(pp)) { /* left out by ready_local */
+        atomic_store_relaxed(&pp->handovers, 0u);
+        wakep(pp->set);
+        did = true;
+    }
     M *mp = (M *)(owner & ~P_RUNNING);
     G *gp = atomic_load_relaxed(&mp->curg);
     if (gp == NULL || gp->cls->detached == NULL)
-        return false;
+        return did;
     bool detached = gp->cls->detached(gp);
     if (detached)
         *detached_seen = true;
     else if (now - pp->sysmonwhen < FORCE_PREEMPT_NS || !someone_waits(pp, now))
-        return false;
+        return did;
     /* Acquire pairs with p_exit: what the owner did to the P is seen here and, through the note, by its next owner. */
     if (!atomic_cas(&pp->owner, owner, (uintptr_t)0))
-        return false;
+        return did;
     atomic_xadd_relaxed(&pp->set->nhandoff, (uint64_t)1);
     handoffp(pp);
     return true;

@@ -310,6 +310,66 @@ wake_sleeper(Sched *sched, int64_t when)
         startm(sched, NULL, false);
 }
 
+/* Makes the goroutines of a list runnable at once: as many as there are idle Ps on the global queue, with a thread for
+ * each, the others on the caller's P.  taking: the caller is about to look for work itself, so one thread less.  Those of
+ * another set or of a thread of their own go one by one. */
+static void
+inject(G *list, bool taking)
+{
+    M *mp = getm();
+    Sched *sched = mp != NULL ? mp->set : list != NULL ? list->set : NULL;
+    P *pp = mp != NULL ? mp->p : NULL;
+    bool inside = pp != NULL && atomic_load_relaxed(&pp->owner) == (uintptr_t)mp; /* in the scheduler */
+    G *global = NULL, **tail = &global;
+    uint32_t n = 0, local = 0;
+    if (!inside && pp != NULL)
+        pp = p_enter(mp);
+    uint32_t idle = pp != NULL ? atomic_load(&sched->npidle) : UINT32_MAX;
+    while (list != NULL) {
+        G *gp = list;
+        list = gp->link;
+        if (gp->set != sched || gp->lockedm != NULL) {
+            goready(gp);
+            continue;
+        }
+        set_status(gp, G_WAITING, G_RUNNABLE);
+        if (n < idle) {
+            *tail = gp;
+            tail = &gp->link;
+            n++;
+        }
+        else {
+            runqput(pp, gp, false);
+            local++;
+        }
+    }
+    *tail = NULL;
+    if (n != 0) {
+        mutex_lock(&sched->lock);
+        for (G *gp = global; gp != NULL;) {
+            G *next = gp->link;
+            globrunqput(sched, gp);
+            gp = next;
+        }
+        mutex_unlock(&sched->lock);
+        for (n -= taking; n != 0 && atomic_load(&sched->npidle) != 0; n--)
+            startm(sched, NULL, false);
+    }
+    if (local != 0) {
+        atomic_fence(); /* as in ready_local */
+        wakep(sched);
+    }
+    if (!inside && pp != NULL)
+        p_exit(mp, pp);
+}
+
+/* goready for a list through link.  Go: runtime.injectglist */
+void
+injectglist(G *list)
+{
+    inject(list, false);
+}
+
 /* pp was taken from its M (owner is 0): give it to another, or to the idle list.  Go: runtime.handoffp */
 void
 handoffp(P *pp)
@@ -509,7 +569,7 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
             mp->p = pidleget(sched, mp);
         }
         mutex_unlock(&sched->lock);
-        injectglist(list);
+        inject(list, mp->p != NULL);
     }
     return note_sleep(&mp->park, 0);
 }
@@ -639,15 +699,15 @@ findrunnable(M *mp)
         if (netpoll_waiters() != 0) {
             G *list = netpoll(0, NULL);
             if (list != NULL) {
-                injectglist(list);
+                inject(list, true);
                 continue;
             }
         }
         if ((gp = stealwork(mp, pp)) != NULL)
             return gp;
         /* Someone without a P may be about to hand something over: sleeping and being woken costs more than a short look. */
-        bool again = false;
-        for (int i = 0; i < SPIN_ROUNDS && !again; i++) {
+        bool again = false; /* where there are thieves, stealwork was such a look */
+        for (int i = 0; i < SPIN_ROUNDS && !again && atomic_load_relaxed(&sched->np) == 1; i++) {
             for (int j = 0; j < 10; j++)
                 cpu_relax();
             again = atomic_load_relaxed(&sched->runq.n) != 0 || atomic_load_relaxed(&mp->readylocked) != NULL;
@@ -724,6 +784,8 @@ sched_loop(M *mp)
         }
         G *gp = findrunnable(mp);
         gp = unqueued(mp->set, mp->p, gp);
+        if (GMP_UNLIKELY(gp == NULL))
+            continue;
         if (gp->lockedm != NULL && gp->lockedm != mp)
             startlockedm(mp, gp);
         else if (gp->lockedm != mp && mp->picky)
@@ -835,6 +897,7 @@ sched_afterfork_child(Sched *sched)
         }
     sched->lock = (Mutex){0};
     polled = 0;
+    sched->qstarts = NULL;
     sched->runq.n = 0;
     sched->runq.head = 0;
     sched->midle = NULL;
@@ -858,6 +921,8 @@ sched_afterfork_child(Sched *sched)
         pp->runnext = NULL;
         for (int c = 0; c < SET_CLASSES; c++)
             pp->gfree[c].n = 0;
+        pp->qstarts = NULL;
+        pp->nqstarts = 0;
         pp->gdelta = pp->npending = 0;
         pp->idle = false;
         if (i < sched->np)

@@ -39,10 +39,10 @@ wait_waiters(Hchan *ch, WaitQ *q, int n)
 {
     for (;;) {
         int k = 0;
-        mutex_lock(&ch->lock);
+        spin_lock(&ch->lock);
         for (Sudog *sg = q->first; sg != NULL; sg = sg->next)
             k++;
-        mutex_unlock(&ch->lock);
+        spin_unlock(&ch->lock);
         if (k == n)
             return;
         gosleep(50 * US);

@@ -573,11 +573,15 @@ TEST_PROCS(gmp_fd_close_wakes)
 {
     int fds[2];
     char c;
+    gmp_stats st;
 
     CHECK_EQ(pipe(fds), 0);
     OK(gmp_fd_open(&shared, fds[0]));
     OK(gmp_go(reads_until_closed, NULL, GMP_STACK_2K));
-    OK(gmp_sleep(2 * MS));
+    do {
+        OK(gmp_sleep(MS / 10));
+        OK(gmp_get_stats(&st, sizeof st));
+    } while (st.fd_waiters == 0);
     CHECK_EQ(gmp_fd_read(shared, &c, 1, 0), GMP_ESTATE); /* one reader at a time */
     OK(gmp_fd_close(shared));
     all_ended();

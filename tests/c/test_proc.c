@@ -124,7 +124,6 @@ static void
 start_late(Late *l, int x)
 {
     *l = (Late){.x = x};
-    native_class.start_fill = late_fill;
     CHECK_EQ(newproc_later(NATIVE, &l->start), 0);
 }
 
@@ -134,6 +133,7 @@ TEST(proc_late_starts)
     enum { N = 1000 };
     static Late l[N];
 
+    native_class.start_fill = late_fill;
     native_start(1);
     for (int round = 0; round < 10; round++) {
         late_sum = 0;
@@ -168,6 +168,7 @@ bind_them(void *arg)
 
 TEST(proc_late_starts_are_bound_once)
 {
+    native_class.start_fill = late_fill;
     native_start(1);
     for (int round = 0; round < (test_slow() ? 10 : 100); round++) {
         TestThread *t;
@@ -637,7 +638,7 @@ TEST_P(proc_threads_come_and_go)
     for (M *mp = allm; mp != NULL; mp = mp->alllink)
         ms++;
     dead = NATIVE->gfree[0].n;
-    CHECK(ms <= before + 3 + NATIVE->np + 1); /* reused, not piled up */
+    CHECK(ms <= before + 3 + 2 * NATIVE->np + 4); /* reused, not piled up: there were 3 n threads */
     for (uint32_t i = 0; i < NATIVE->np; i++)
         dead += NATIVE->allp[i]->gfree[0].n;
     CHECK_EQ(NATIVE->ngs, dead + 1); /* this thread's, and those that wait for reuse */
