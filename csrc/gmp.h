@@ -73,17 +73,16 @@ enum { GMP_STACK_2K = 1, GMP_STACK_64K = 2, GMP_STACK_256K = 3 };
 typedef void (*gmp_func)(void *arg);
 typedef struct gmp_g gmp_g;
 int gmp_go(gmp_func fn, void *arg, int stack); /* starts fn(arg) as a goroutine on a stack of that class */
-uint64_t gmp_goid(void);       /* number of the calling goroutine or waiting thread, 0 for other threads */
-int gmp_yield(void);           /* lets others run */
-int gmp_sleep(int64_t ns);     /* not negative */
-int gmp_exit(void);            /* ends the calling goroutine: returns only GMP_ESTATE, on a thread that is none */
-gmp_g *gmp_self(void);         /* the caller, for gmp_ready, while it lives; NULL: a thread beside Python */
-int gmp_park(int64_t timeout); /* waits for gmp_ready, or returns at once when that was called before */
-int gmp_ready(gmp_g *g);       /* ends g's park, or lets its next one return at once */
-int gmp_block_enter(void);     /* the caller will block its thread: others run meanwhile */
-int gmp_block_exit(void);      /* it blocks no more; waits for its turn */
-int
-gmp_lock_os_thread(void); /* the caller gets a thread of its own, until as many unlocks; it may have to move to it */
+uint64_t gmp_goid(void);        /* number of the calling goroutine or waiting thread, 0 for other threads */
+int gmp_yield(void);            /* lets others run */
+int gmp_sleep(int64_t ns);      /* not negative */
+int gmp_exit(void);             /* ends the calling goroutine: returns only GMP_ESTATE, on a thread that is none */
+gmp_g *gmp_self(void);          /* the caller, for gmp_ready, while it lives; NULL: a thread beside Python */
+int gmp_park(int64_t timeout);  /* waits for gmp_ready, or returns at once when that was called before */
+int gmp_ready(gmp_g *g);        /* ends g's park, or lets its next one return at once */
+int gmp_block_enter(void);      /* the caller will block its thread: others run meanwhile */
+int gmp_block_exit(void);       /* it blocks no more; waits for its turn */
+int gmp_lock_os_thread(void);   /* the caller gets a thread of its own, if need be another, until as many unlocks */
 int gmp_unlock_os_thread(void); /* GMP_ESTATE: not locked */
 int gmp_local_set(void *value); /* one word that belongs to the calling goroutine; NULL at first */
 void *gmp_local_get(void);

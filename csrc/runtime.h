@@ -204,8 +204,8 @@ struct P {
     /* Owner only. */
     uint32_t schedtick; /* counts scheduling decisions; sysmon reads it */
     uint32_t timertick; /* decisions since the clock was last read */
-    int64_t gdelta;     /* goroutines started minus finished on this P */
-    int64_t npending;   /* Starts queued minus bound on this P */
+    int64_t gdelta;   /* goroutines started minus finished on this P */
+    int64_t npending; /* Starts queued minus bound on this P */
     uint64_t goidcache, goidcacheend;
     GFree gfree[SET_CLASSES]; /* dead goroutines ready for reuse */
 
@@ -250,8 +250,7 @@ struct M {
     bool dead; /* its thread has ended; reused by the next adoption */
     bool ispool;
     bool exiting; /* a pool thread whose goroutine ended locked to it: it ends */
-    bool
-        picky; /* atomic: runs only what is locked to it (own_threads, mainpicky, lockedg, or thread_g has locked itself) */
+    bool picky;   /* atomic: runs only what is locked to it: see set_picky */
     G *lockedg; /* the goroutine beside thread_g that is locked to this M; &gnobody: this M runs nothing; Sched.lock */
     uint32_t id;
     uint64_t tid;
