@@ -182,7 +182,7 @@ static void
 stand_in_free(NativeG *ng)
 {
     ng->local = NULL;
-    ng->blocking = ng->osthread = 0;
+    ng->blocking = 0;
     ng->parked = ng->token = false;
     mutex_lock(&stand_ins_lock);
     ng->next = stand_ins;
@@ -242,8 +242,6 @@ static GMP_NORETURN void
 end(NativeG *ng)
 {
     gmp_waitgroup *wg = ng->wg;
-    while (ng->osthread > 0)
-        gmp_unlock_os_thread();
     while (ng->blocking > 0)
         gmp_block_exit();
     if (wg != NULL)
@@ -415,9 +413,7 @@ int
 gmp_lock_os_thread(void)
 {
     NativeG *ng = native_self();
-    if (ng != NULL && ng->osthread++ == 0)
-        lockosthread();
-    return GMP_OK;
+    return ng != NULL ? lockosthread(false) : GMP_OK;
 }
 
 int
@@ -426,10 +422,9 @@ gmp_unlock_os_thread(void)
     NativeG *ng = native_self();
     if (ng == NULL)
         return GMP_OK; /* a thread is locked to itself anyway */
-    if (ng->osthread == 0)
+    if (ng->g.lockedext == 0)
         return GMP_ESTATE;
-    if (--ng->osthread == 0)
-        unlockosthread();
+    unlockosthread(false);
     return GMP_OK;
 }
 

@@ -82,7 +82,7 @@ int gmp_park(int64_t timeout);  /* waits for gmp_ready, or returns at once when 
 int gmp_ready(gmp_g *g);        /* ends g's park, or lets its next one return at once */
 int gmp_block_enter(void);      /* the caller will block its thread: others run meanwhile */
 int gmp_block_exit(void);       /* it blocks no more; waits for its turn */
-int gmp_lock_os_thread(void);   /* the caller stays on its thread, alone there, until as many unlocks */
+int gmp_lock_os_thread(void);   /* the caller gets a thread of its own, if need be another, until as many unlocks */
 int gmp_unlock_os_thread(void); /* GMP_ESTATE: not locked */
 int gmp_local_set(void *value); /* one word that belongs to the calling goroutine; NULL at first */
 void *gmp_local_get(void);

@@ -21,7 +21,6 @@ typedef struct NativeG {
     void *local;
     gmp_waitgroup *wg;    /* told at the end, or NULL */
     uint16_t blocking;    /* depth of gmp_block_enter */
-    uint16_t osthread;    /* depth of gmp_lock_os_thread */
     Mutex lock;           /* guards what follows: gmp_park */
     bool parked, token;   /* token: gmp_ready came before gmp_park */
     uint32_t seq;         /* of the park */

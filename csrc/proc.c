@@ -450,6 +450,8 @@ ginit(Sched *sched, G *gp, uint64_t goid, uint64_t parentid, void (*entry)(G *gp
     gp->parentid = parentid;
     gp->entry = entry;
     gp->lockedm = NULL;
+    gp->lockedint = 0;
+    gp->lockedext = 0;
     gp->lastm = NULL;
     gp->waitreason = WAIT_NONE;
     gp->interruptible = false;
@@ -699,6 +701,8 @@ commit(M *mp)
         break;
     case SWITCH_DEAD:
         prev->m = NULL;
+        if (GMP_UNLIKELY(prev->lockedm != NULL))
+            locked_goexit(mp, prev);
         set_status(prev, G_RUNNING, G_DEAD);
         gobuf_destroy(&prev->sched);
         gfput(prev->set, pp, prev);
@@ -792,7 +796,7 @@ schedule_fast(M *mp, P *pp)
     gp = unqueued(sched, pp, gp);
     if (GMP_UNLIKELY(gp == NULL))
         return NULL;
-    if (GMP_UNLIKELY(gp->lockedm != mp && (gp->lockedm != NULL || mp->picky))) {
+    if (GMP_UNLIKELY(gp->lockedm != mp && (gp->lockedm != NULL || atomic_load_relaxed(&mp->picky)))) {
         mp->nextg = gp; /* for g0 */
         return NULL;
     }
@@ -871,6 +875,13 @@ gosched(void)
 }
 
 void
+yield_to_sched(void)
+{
+    M *mp = getm();
+    switch_away(mp, mp->curg, SWITCH_YIELD);
+}
+
+void
 goexit(void)
 {
     M *mp = getm();
@@ -901,27 +912,6 @@ exitsyscall(void)
         p_exit(mp, mp->p);
     else
         switch_away(mp, mp->curg, SWITCH_YIELD); /* to the global queue */
-}
-
-/* Go: runtime.LockOSThread; differs: a goroutine that ends locked unlocks, its thread lives on. */
-void
-lockosthread(void)
-{
-    M *mp = getm();
-    if (mp->curg->stack_lo == NULL)
-        return; /* a thread's own goroutine is locked to it for ever */
-    mp->curg->lockedm = mp;
-    mp->picky = true;
-}
-
-void
-unlockosthread(void)
-{
-    M *mp = getm();
-    if (mp->curg->stack_lo == NULL)
-        return;
-    mp->curg->lockedm = NULL;
-    mp->picky = !mp->ispool && mp->set->cls->own_threads;
 }
 
 /* ---- timed parks ---- */

@@ -54,7 +54,11 @@ unqueued(Sched *sched, P *pp, G *gp)
     return GMP_LIKELY(!is_start(gp)) ? gp : bind_queued(sched, pp, gp);
 }
 
+void yield_to_sched(void); /* to the tail of the queue, whoever else is there */
+
 /* ---- threads.c ---- */
+extern G gnobody;
+void locked_goexit(M *mp, G *gp); /* gp, which was locked to mp, has ended; in the scheduler */
 void wakep(Sched *sched);
 void handoffp(P *pp);
 void wakem(M *mp);                     /* that was taken off the idle list */

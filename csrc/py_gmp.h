@@ -4,6 +4,7 @@
  *   py_current.c    where CPython keeps the current thread state of a thread
  *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
  *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
+ *   py_greenlet.c   goroutines that use greenlets
  *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
  *   py_native.c     C functions as goroutines of the native set
  *   py_runtime.c    statistics, listing goroutines  py_module.c the module
@@ -34,7 +35,8 @@ typedef struct PyG {
     PyObject *context;      /* moved to ts when it starts */
     PyObject *created_code; /* where go() was called */
     int created_lasti;
-    int nargs;                    /* in args: positional ones and values of keywords */
+    int16_t nargs;                /* in args: positional ones and values of keywords */
+    bool lock;                    /* go(..., lock_os_thread=True) */
     WaitQ joiners;                /* GIL */
     PyObject *argtuple;           /* all arguments, when there are more than PYG_ARGS */
     PyObject *kwnames;            /* names of the last of the arguments */
@@ -87,6 +89,7 @@ typedef struct PyStart {
     Start start; /* first; goid is the goroutine's number for ever */
     PyObject *fn, *argtuple, *kwnames, *context, *code;
     int lasti;
+    bool lock; /* lock_os_thread=True */
 } PyStart;
 
 typedef enum GoroutineState { GR_RUNNING, GR_RETURNED, GR_FAILED } GoroutineState;
@@ -131,6 +134,21 @@ PyObject *py_goroutine_created(PyG *pg);   /* "pkg.f at file.py:12", or NULL wit
 void py_report_failures(void);             /* those that nobody collected, at exit */
 void py_stop(void);                        /* the interpreter shuts down */
 void py_afterfork_child(void);
+
+/* ---- py_greenlet.c ---- */
+/* The calling goroutine is about to leave its thread to others: it locks itself to it if it has greenlets there.  Before
+ * anything is held: it may run Python code.  0, or -1 with an exception. */
+int py_greenlet_park(void);
+void py_greenlet_end(void); /* the goroutine's last act but goexit */
+int greenlet_init(void);
+#if PY_VERSION_HEX < 0x030C0000
+extern uint64_t py_modules_seen, *py_modules_tag;
+#define PY_GREENLETS() GMP_UNLIKELY(*py_modules_tag != py_modules_seen)
+#else
+extern bool py_modules_changed;
+#define PY_GREENLETS() GMP_UNLIKELY(py_modules_changed)
+#endif
+/* True only if greenlet may be imported: py_greenlet_park or _end must be called. */
 
 /* ---- py_wait.c ---- */
 /* None -> -1 (for ever); seconds -> ns.  Negative on error, with an exception naming `what`. */

@@ -23,6 +23,7 @@ static PyG *py_forked; /* in the child of a fork that a goroutine made: that gor
 
 static Failure failures = {.next = &failures, .prev = &failures}; /* uncollected ones */
 static PyObject *excepthook; /* gmp._excepthook.report: called with (exc, id, name, created) */
+static PyObject *lock_os_thread_name;
 static PyObject *trace_key, *profile_key, *settrace_fn, *setprofile_fn, *threading_dict;
 
 /* ---- names and places ---- */
@@ -260,6 +261,19 @@ finish_failed(PyG *pg, Goroutine *h)
     PyObject_GC_Track(h);
 }
 
+static int
+lock_thread(void)
+{
+    if (PY_GREENLETS() && py_greenlet_park() < 0) /* it may have to move, which greenlets cannot */
+        return -1;
+    int code = lockosthread(false);
+    if (code == GMP_EAGAIN)
+        PyErr_SetString(PyExc_MemoryError, "lock_os_thread: no thread could be started for the goroutine");
+    else if (code < 0)
+        PyErr_SetString(PyExc_OverflowError, "lock_os_thread: locked too often");
+    return code;
+}
+
 /* The goroutine that forked has ended, in the child: it was all there was. */
 static GMP_NOINLINE GMP_NORETURN void
 end_forked_child(bool failed)
@@ -282,7 +296,7 @@ pyg_entry(G *gp)
     pg->handle->queued = false;
     tstate_begin(pg);
     start_tracing();
-    PyObject *r = call_function(pg);
+    PyObject *r = GMP_UNLIKELY(pg->lock) && lock_thread() < 0 ? NULL : call_function(pg);
     clear_call(pg);
     Goroutine *h = pg->handle;
     if (GMP_LIKELY(r != NULL)) {
@@ -311,6 +325,10 @@ pyg_entry(G *gp)
     Py_CLEAR(pg->fn);
     tstate_scrub();
     Py_CLEAR(pg->created_code);
+    if (PY_GREENLETS()) {
+        py_greenlet_end();
+        tstate_scrub();
+    }
     goexit();
 }
 
@@ -579,6 +597,7 @@ fill_from(PyG *pg, Goroutine *h)
     pg->created_code = h->from.code;
     pg->created_lasti = h->from.lasti;
     pg->nargs = 0;
+    pg->lock = h->from.lock;
     h->u.pg = pg;
 }
 
@@ -589,7 +608,7 @@ fill(G *gp, void *arg)
     Call *call = arg;
     fill_from(pg, call->h);
     call->h->from.start.goid = gp->goid;
-    pg->nargs = call->nargs;
+    pg->nargs = (int16_t)call->nargs;
     for (int i = 0; i < call->nargs; i++)
         pg->args[i + 1] = call->args[i];
 }
@@ -601,7 +620,7 @@ fill_queued(G *gp, Start *st)
 }
 
 static PyObject *
-py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+start_goroutine(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, bool lock)
 {
     if (nargs < 1) {
         PyErr_SetString(PyExc_TypeError, "go() needs a function as its first argument: gmp.go(fn, *args)");
@@ -647,6 +666,7 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     h->from.argtuple = argtuple;
     h->from.kwnames = Py_XNewRef(kwnames);
     h->from.context = context;
+    h->from.lock = lock;
     tstate_where(&h->from.code, &h->from.lasti);
     h->state = GR_RUNNING;
     Py_INCREF(h); /* one for the goroutine, one for the caller */
@@ -670,13 +690,59 @@ py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnam
     return NULL;
 }
 
+/* Is go's own keyword among the names?  Its place, or -1. */
+static Py_ssize_t
+find_option(PyObject *kwnames)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(kwnames); i++) {
+        PyObject *name = PyTuple_GET_ITEM(kwnames, i);
+        if (name == lock_os_thread_name || PyUnicode_Compare(name, lock_os_thread_name) == 0)
+            return i;
+    }
+    return -1;
+}
+
+/* go(..., lock_os_thread=True): calls go without that argument, the at-th of those with names. */
+static GMP_NOINLINE PyObject *
+go_with_option(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, Py_ssize_t at)
+{
+    Py_ssize_t nkw = PyTuple_GET_SIZE(kwnames);
+    int lock = PyObject_IsTrue(args[nargs + at]);
+    if (lock < 0)
+        return NULL;
+    PyObject *names = NULL, *r = NULL;
+    PyObject **rest = PyMem_Malloc((size_t)(nargs + nkw) * sizeof *rest);
+    if (rest == NULL)
+        return PyErr_NoMemory();
+    Py_ssize_t skip = nargs + at;
+    memcpy(rest, args, (size_t)skip * sizeof *rest);
+    memcpy(rest + skip, args + skip + 1, (size_t)(nkw - at - 1) * sizeof *rest);
+    if (nkw == 1 || (names = PyTuple_New(nkw - 1)) != NULL) {
+        for (Py_ssize_t i = 0, k = 0; i < nkw; i++)
+            if (i != at)
+                PyTuple_SET_ITEM(names, k++, Py_NewRef(PyTuple_GET_ITEM(kwnames, i)));
+        r = start_goroutine(rest, nargs, names, lock != 0);
+    }
+    Py_XDECREF(names);
+    PyMem_Free(rest);
+    return r;
+}
+
+static PyObject *
+py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    Py_ssize_t at = GMP_UNLIKELY(kwnames != NULL) && nargs > 0 ? find_option(kwnames) : -1;
+    return at < 0 ? start_goroutine(args, nargs, kwnames, false) : go_with_option(args, nargs, kwnames, at);
+}
+
 static PyObject *
 py_gosched(PyObject *module, PyObject *unused)
 {
-    if (py_self() == NULL)
+    if (GMP_UNLIKELY(py_stopped))
+        Py_RETURN_NONE;
+    if (py_self() == NULL || (PY_GREENLETS() && py_greenlet_park() < 0))
         return NULL;
-    if (GMP_LIKELY(!py_stopped))
-        gosched();
+    gosched();
     Py_RETURN_NONE;
 }
 
@@ -771,7 +837,7 @@ py_self_slow(void)
             pg->g.interruptible = true;
             py_main = pg;
             atomic_store(&SCHED->mainm, mp);
-            mp->picky = false; /* if one keeps its thread, the main goroutine is moved: rescue() */
+            mp->picky = SCHED->mainpicky; /* if one keeps its thread, the main goroutine is moved: rescue() */
         }
     }
     else {
@@ -954,6 +1020,8 @@ py_set_excepthook(PyObject *module, PyObject *arg)
 static void
 go_home(void)
 {
+    if (PY_GREENLETS() && py_greenlet_park() < 0)
+        return PyErr_Clear();
     for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
         gosleep(1000 * 1000);
 }
@@ -1026,6 +1094,21 @@ py_after_fork_child(PyObject *module, PyObject *unused)
 }
 
 static PyObject *
+py_lock_os_thread(PyObject *module, PyObject *unused)
+{
+    return py_self() == NULL || lock_thread() < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *
+py_unlock_os_thread(PyObject *module, PyObject *unused)
+{
+    if (py_self() == NULL)
+        return NULL;
+    unlockosthread(false);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 py_goid(PyObject *module, PyObject *unused)
 {
     G *gp = py_self();
@@ -1035,8 +1118,10 @@ py_goid(PyObject *module, PyObject *unused)
 PyMethodDef goroutine_methods[] = {
     {"go", (PyCFunction)(void (*)(void))py_go, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR(
-         "go($module, fn, /, *args, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a goroutine and return its "
-         "handle.\n\n"
+         "go($module, fn, /, *args, lock_os_thread=False, **kwargs)\n--\n\nStart fn(*args, **kwargs) as a goroutine "
+         "and "
+         "return its handle.\n\n"
+         "lock_os_thread: it calls runtime.lock_os_thread() first; the only keyword that fn does not get.\n"
          "It runs with a copy of the caller's context variables.  An exception that nobody collects through the\n"
          "handle is reported by gmp.excepthook.  Raises TypeError when fn cannot be called, MemoryError when memory\n"
          "for its stack is refused, RuntimeError at interpreter shutdown.  Go: the go statement, runtime.newproc.")},
@@ -1047,6 +1132,16 @@ PyMethodDef goroutine_methods[] = {
      PyDoc_STR(
          "sleep($module, seconds, /)\n--\n\nPark the goroutine for at least this many seconds (int or float).\n\n"
          "0 lets others run.  Raises ValueError when negative or NaN, TypeError when no number.  Go: time.Sleep.")},
+    {"lock_os_thread", py_lock_os_thread, METH_NOARGS,
+     PyDoc_STR(
+         "lock_os_thread($module, /)\n--\n\nGive the calling goroutine an OS thread of its own: it runs nowhere else, "
+         "and "
+         "nothing else\nruns there.\n\n"
+         "It may be taken to another thread first.  Calls are counted.  When the goroutine ends locked, its thread\n"
+         "ends.  Raises MemoryError when no thread can be had.  Go: runtime.LockOSThread.")},
+    {"unlock_os_thread", py_unlock_os_thread, METH_NOARGS,
+     PyDoc_STR("unlock_os_thread($module, /)\n--\n\nUndo one lock_os_thread(); does nothing when there is none.\n\n"
+               "Go: runtime.UnlockOSThread.")},
     {"_goid", py_goid, METH_NOARGS,
      PyDoc_STR("_goid($module, /)\n--\n\nThe calling goroutine's number; a thread counts as one.")},
     {"_set_excepthook", py_set_excepthook, METH_O, NULL},
@@ -1069,7 +1164,9 @@ goroutine_init(PyObject *module)
     profile_key = PyUnicode_InternFromString("_profile_hook");
     settrace_fn = Py_XNewRef(PySys_GetObject("settrace"));
     setprofile_fn = Py_XNewRef(PySys_GetObject("setprofile"));
-    if (trace_key == NULL || profile_key == NULL || settrace_fn == NULL || setprofile_fn == NULL)
+    lock_os_thread_name = PyUnicode_InternFromString("lock_os_thread");
+    if (lock_os_thread_name == NULL || trace_key == NULL || profile_key == NULL || settrace_fn == NULL ||
+        setprofile_fn == NULL)
         return -1;
 #if PY_VERSION_HEX >= 0x030C0000
     int watcher = PyDict_AddWatcher(hooks_watcher);
@@ -1085,5 +1182,7 @@ goroutine_init(PyObject *module)
         return -1;
     }
     install_fault_handler();
+    if (greenlet_init() < 0)
+        return -1;
     return py_self() == NULL ? -1 : 0; /* the importing thread, usually the main one, is adopted now */
 }

@@ -125,7 +125,7 @@ struct G {
     G *link;              /* run queue or free list */
     M *m;                 /* the M that runs it; NULL when it does not run */
     M *lastm;             /* the M that ran it last */
-    M *lockedm;           /* the only M that may run it, or NULL */
+    M *lockedm;           /* the only M that may run it, or NULL; changed under Sched.lock */
     void (*entry)(G *gp); /* first function */
     uint32_t status;      /* atomic GStatus */
     uint32_t parkseq;     /* atomic claim word: even while parked and unclaimed, odd when claimed (see park_claim) */
@@ -141,8 +141,11 @@ struct G {
     uint64_t parentid; /* goid of the goroutine that started it */
     void *stack_lo;    /* NULL for a thread's own stack */
     bool reused;       /* has died at least once */
-    Sudog *param;      /* the Sudog that was served, for select */
-    Timer timer;       /* sleep, and the timeout of any other wait */
+    /* How often the goroutine has locked itself to its thread: the runtime for it, the user (Go: lockedInt, lockedExt). */
+    uint8_t lockedint;
+    uint16_t lockedext;
+    Sudog *param; /* the Sudog that was served, for select */
+    Timer timer;  /* sleep, and the timeout of any other wait */
 };
 
 /* ---- Start: a goroutine that has not begun to run and has no G yet ----
@@ -267,12 +270,15 @@ struct M {
     bool spinning;
     bool dead; /* its thread has ended; reused by the next adoption */
     bool ispool;
-    bool picky; /* adopted, and runs only thread_g (Class.own_threads) */
+    bool exiting; /* a pool thread whose goroutine ended locked to it: it ends */
+    bool picky;   /* atomic: runs only what is locked to it: see set_picky */
+    G *lockedg; /* the goroutine beside thread_g that is locked to this M; &gnobody: this M runs nothing; Sched.lock */
     uint32_t id;
     uint64_t tid;
     Note park;
     uint32_t polling; /* atomic: waits in the net poller, not on park: see wakem */
     M *alllink;       /* all Ms, push-only */
+    void *local;      /* the class's, about this thread; NULL at first */
     void *g0stack;    /* slab stack of an adopted thread's g0 */
     void **tls[2];    /* for the class: words of the thread's own; NULL until it sets them */
     void *sigstack;
@@ -330,6 +336,7 @@ struct Sched {
     int64_t sleepuntil;
     M *mainm; /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
     void (*thread_begin)(void); /* what each new pool thread calls first, or NULL */
+    bool mainpicky;             /* the main thread runs no goroutine but its own */
     bool stopping;              /* atomic: nothing is scheduled any more */
     uint64_t nhandoff;          /* statistics: Ps taken by sysmon */
 };
@@ -390,13 +397,16 @@ int gopark(bool (*unlockf)(G *, void *), void *lock, WaitReason reason);
  * afterwards the goroutine waits for its turn.  Go: runtime.entersyscallblock, exitsyscall */
 void entersyscallblock(void);
 void exitsyscall(void);
-/* The calling goroutine and its thread run nothing but each other.  Do not nest.  Go: runtime.LockOSThread */
-void lockosthread(void);
-void unlockosthread(void);
 int64_t num_goroutine(Sched *sched);
 int64_t num_pending(Sched *sched); /* Starts that are not bound */
 /* Gives the set n Ps (0: changes nothing).  How many there were, or GMP_E...  Go: runtime.GOMAXPROCS */
 int gomaxprocs(Sched *sched, uint32_t n);
+/* From now on the calling goroutine alone runs on its thread, and nowhere else.  Counted.  internal: for the runtime's own
+ * reasons, which bind it to the very thread it is on; else it may move to another one first.  A pool thread whose goroutine
+ * ends locked to it ends too.  GMP_EAGAIN: no thread could be had.  Go: runtime.LockOSThread, lockOSThread */
+int lockosthread(bool internal);
+void unlockosthread(bool internal);   /* does nothing when it is not locked.  Go: runtime.UnlockOSThread */
+void main_keeps_thread(Sched *sched); /* for ever: see Sched.mainpicky */
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);
 /* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */

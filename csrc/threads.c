@@ -20,6 +20,7 @@ Sched scheds[SETS];
 M *allm;
 
 static uint32_t next_mid;
+G gnobody;
 
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
 
@@ -168,23 +169,26 @@ mnew(Sched *sched)
 static void
 mretire(M *mp)
 {
+    mp->local = NULL;
     mp->tls[0] = mp->tls[1] = NULL;
     atomic_store(&mp->dead, true);
 }
 
 typedef struct Newm {
     Sched *sched;
-    P *pp;
-    bool spinning, done;
+    P *pp;      /* owner 0; may be NULL */
+    G *lockedg; /* for this goroutine alone; may be NULL */
+    bool spinning;
+    M *mp;   /* the result, NULL: no thread could be had */
+    int err; /* why; GMP_OK: the limit */
 } Newm;
 
-/* A new M to run a P.  On a stack with room.  Go: runtime.newm */
+/* A new M.  On a stack with room.  Go: runtime.newm */
 static void
 newm(void *arg)
 {
     Newm *nm = arg;
     Sched *sched = nm->sched;
-    P *pp = nm->pp;
     M *mp;
     mutex_lock(&sched->lock);
     bool room = sched->npool < MAX_THREADS;
@@ -193,43 +197,54 @@ newm(void *arg)
         sched->npool++;
     }
     mutex_unlock(&sched->lock);
-    int err = GMP_EAGAIN;
-    if (room && (mp = mnew(sched)) != NULL) {
+    nm->err = GMP_OK;
+    if (!room)
+        return;
+    nm->err = GMP_EAGAIN;
+    if ((mp = mnew(sched)) != NULL) {
         mp->ispool = true;
-        mp->picky = false;
+        mp->lockedg = nm->lockedg;
+        mp->picky = nm->lockedg != NULL;
         mp->oldp = NULL;
-        atomic_store_release(&pp->owner, (uintptr_t)mp); /* handed over by thread creation */
-        mp->nextp = pp;
+        if (nm->pp != NULL)
+            atomic_store_release(&nm->pp->owner, (uintptr_t)mp); /* handed over by thread creation */
+        mp->nextp = nm->pp;
         mp->wakespinning = nm->spinning;
         char name[16];
         snprintf(name, sizeof name, "gmp-m%u", mp->id);
-        err = sys_thread_start(mstart, mp, name, !sched->cls->mask_signals);
-        nm->done = err == GMP_OK;
-        if (nm->done)
+        nm->err = sys_thread_start(mstart, mp, name, !sched->cls->mask_signals);
+        if (nm->err == GMP_OK) {
+            nm->mp = mp;
             return;
+        }
         mp->nextp = NULL;
+        mp->lockedg = NULL;
         mp->ispool = false;
         mretire(mp);
     }
-    /* No thread to be had.  The P goes back; the next M that reaches a scheduling point runs what is queued. */
     mutex_lock(&sched->lock);
-    if (room) {
-        sched->nm--;
-        sched->npool--;
-    }
-    pidleput(sched, pp);
+    sched->nm--;
+    sched->npool--;
+    mutex_unlock(&sched->lock);
+}
+
+/* No thread could be had for a P, which is idle now: the next M that reaches a scheduling point runs what is queued. */
+static void
+no_thread(void *arg)
+{
+    Newm *nm = arg;
+    Sched *sched = nm->sched;
+    static uint32_t warned;
+    if (!atomic_cas(&warned, 0u, 1u))
+        return;
+    mutex_lock(&sched->lock);
     bool nobody = sched->nm == 0;
     mutex_unlock(&sched->lock);
-    if (nm->spinning)
-        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
-    static uint32_t warned;
-    if (atomic_cas(&warned, 0u, 1u)) {
-        char msg[160];
-        int n = snprintf(msg, sizeof msg,
-                         "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
-                         room ? gmp_strerror(err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
-        fwrite(msg, 1, (size_t)n, stderr);
-    }
+    char msg[160];
+    int n = snprintf(
+        msg, sizeof msg, "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
+        nm->err != GMP_OK ? gmp_strerror(nm->err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
+    fwrite(msg, 1, (size_t)n, stderr);
 }
 
 /* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
@@ -262,9 +277,17 @@ startm(Sched *sched, P *pp, bool spinning)
         return true;
     }
     mutex_unlock(&sched->lock);
-    Newm nm = {sched, pp, spinning, false};
+    Newm nm = {.sched = sched, .pp = pp, .spinning = spinning};
     systemstack(newm, &nm);
-    return nm.done;
+    if (nm.mp != NULL)
+        return true;
+    mutex_lock(&sched->lock);
+    pidleput(sched, pp);
+    mutex_unlock(&sched->lock);
+    if (spinning)
+        atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    systemstack(no_thread, &nm);
+    return false;
 }
 
 /* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
@@ -431,9 +454,14 @@ static void
 startlockedm(M *mp, G *gp)
 {
     Sched *sched = mp->set;
-    M *lm = gp->lockedm;
     resetspinning(mp); /* it may be left without a P, and go to sleep */
     mutex_lock(&sched->lock);
+    M *lm = gp->lockedm;
+    if (GMP_UNLIKELY(lm == NULL)) { /* not any more: the main goroutine, see evict */
+        globrunqput(sched, gp);
+        mutex_unlock(&sched->lock);
+        return;
+    }
     if (lm->idle) {
         P *pp = mp->p;
         midleremove(sched, lm);
@@ -461,7 +489,7 @@ rescue(Sched *sched)
 {
     M *mp = sched->mainm;
     G *gp = atomic_load(&mp->readylocked);
-    if (gp == NULL || !gp->interruptible)
+    if (gp == NULL || !gp->interruptible || gp->lockedint + gp->lockedext != 0)
         return false;
     mutex_lock(&sched->lock);
     gp = atomic_xchg(&mp->readylocked, (G *)NULL);
@@ -482,7 +510,7 @@ go_home(Sched *sched, M *mp, G *gp)
 {
     M *home = sched->mainm;
     mutex_lock(&sched->lock);
-    if (home != NULL && gp->interruptible && (home->idle || home == mp)) {
+    if (home != NULL && gp->interruptible && (home->idle || home == mp) && home->lockedg == NULL) {
         gp->lockedm = home;
         home->thread_g = gp;
     }
@@ -766,11 +794,48 @@ pass_on(M *mp, G *gp)
     runqput(pp, gp, true);
     mp->p = NULL;
     atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
-    if (!startm(sched, pp, false))
+    if (startm(sched, pp, false))
+        return;
+    G *own = mp->thread_g;
+    if (mp->lockedg == NULL && own != NULL && own->lockedint + own->lockedext == 0)
         mp->picky = false; /* better so than not at all */
+    else
+        sys_usleep(1000);
 }
 
-/* g0's loop; never returns.  On a pool thread it is the thread's own stack, on an adopted one a slab stack. */
+/* A pool thread ends, in the scheduler, on g0.  Go: runtime.mexit */
+static void
+mexit(M *mp)
+{
+    Sched *sched = mp->set;
+    stop_spinning(mp);
+    if (mp->nextg != NULL)
+        pass_on(mp, mp->nextg); /* takes the P along */
+    mp->nextg = NULL;
+    P *pp = mp->p;
+    mp->p = NULL;
+    if (pp != NULL) {
+        atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
+        handoffp(pp);
+    }
+    sys_sigstack_free(mp->sigstack);
+    mp->sigstack = NULL;
+    gobuf_destroy(&mp->g0);
+    setm(NULL);
+    mutex_lock(&sched->lock);
+    sched->nm--;
+    sched->npool--;
+    mp->lockedg = NULL;
+    mp->exiting = mp->ispool = mp->picky = false;
+    bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL && sched->cls->idle != NULL;
+    mutex_unlock(&sched->lock);
+    mretire(mp);
+    if (all_idle)
+        startm(sched, NULL, false); /* to ask Class.idle */
+}
+
+/* g0's loop.  On a pool thread it is the thread's own stack, and returns when the thread is to end; on an adopted one it is a
+ * slab stack. */
 static void
 sched_loop(M *mp)
 {
@@ -781,6 +846,10 @@ sched_loop(M *mp)
             commit(mp);
             if (cls->suspend != NULL)
                 cls->suspend(prev);
+            if (GMP_UNLIKELY(mp->exiting)) {
+                mexit(mp);
+                return;
+            }
         }
         G *gp = findrunnable(mp);
         gp = unqueued(mp->set, mp->p, gp);
@@ -800,6 +869,146 @@ g0_entry(void *arg)
 {
     gobuf_entered();
     sched_loop(arg);
+}
+
+/* ---- goroutines with a thread of their own ----
+ *
+ * gp->lockedm == mp says that gp runs on mp only, mp->picky that mp runs nothing else.  A goroutine that parks so leaves its
+ * thread asleep: stopm; who finds it runnable hands it over with a P: startlockedm; what its thread finds runnable goes to
+ * another: pass_on. */
+
+static void
+set_picky(M *mp)
+{
+    Sched *sched = mp->set;
+    G *own = mp->thread_g;
+    bool picky = mp->lockedg != NULL || (own != NULL && own->lockedint + own->lockedext != 0);
+    if (!mp->ispool)
+        picky |= mp == sched->mainm ? sched->mainpicky : sched->cls->own_threads;
+    atomic_store_relaxed(&mp->picky, picky);
+}
+
+/* The main goroutine, parked or runnable, gives up its thread to the goroutine that runs there, and goes on elsewhere, as after a
+ * rescue.  Sched.lock.  False on the threads of other goroutines, which cannot leave them. */
+static bool
+evict(M *mp)
+{
+    Sched *sched = mp->set;
+    G *own = mp->thread_g;
+    if (own == NULL)
+        return true;
+    if (!own->interruptible)
+        return false;
+    own->lockedm = NULL;
+    mp->thread_g = NULL;
+    own = atomic_xchg(&mp->readylocked, (G *)NULL);
+    if (own != NULL)
+        globrunqput(sched, own);
+    return true;
+}
+
+/* Reserves a pool thread for gp, which runs on another one, and takes it there. */
+static int
+move_to_own_thread(M *mp, G *gp)
+{
+    Sched *sched = mp->set;
+    mutex_lock(&sched->lock);
+    M *lm = sched->midle;
+    while (lm != NULL && (!lm->ispool || lm->picky))
+        lm = lm->link;
+    if (lm != NULL) { /* it sleeps, and sees this when it is woken */
+        lm->lockedg = gp;
+        set_picky(lm);
+    }
+    mutex_unlock(&sched->lock);
+    if (lm == NULL) {
+        Newm nm = {.sched = sched, .lockedg = gp};
+        systemstack(newm, &nm);
+        if ((lm = nm.mp) == NULL)
+            return GMP_EAGAIN;
+    }
+    mutex_lock(&sched->lock);
+    gp->lockedm = lm;
+    mutex_unlock(&sched->lock);
+    yield_to_sched();
+    return GMP_OK;
+}
+
+int
+lockosthread(bool internal)
+{
+    M *mp = getm();
+    G *gp = mp->curg;
+    Sched *sched = mp->set;
+    if (gp->lockedint + gp->lockedext == 0 && gp != mp->thread_g) {
+        if (!mp->ispool && !internal && gp->stack_lo != NULL) {
+            int err = move_to_own_thread(mp, gp);
+            if (err < 0)
+                return err;
+        }
+        else {
+            mutex_lock(&sched->lock);
+            bool mine = mp->ispool || evict(mp);
+            if (mine) {
+                gp->lockedm = mp;
+                mp->lockedg = gp;
+            }
+            mutex_unlock(&sched->lock);
+            if (!mine)
+                return GMP_EAGAIN;
+        }
+    }
+    if (internal ? gp->lockedint == UINT8_MAX : gp->lockedext == UINT16_MAX)
+        return GMP_EINVAL;
+    if (internal)
+        gp->lockedint++;
+    else
+        gp->lockedext++;
+    set_picky(getm());
+    return GMP_OK;
+}
+
+void
+unlockosthread(bool internal)
+{
+    M *mp = getm();
+    G *gp = mp->curg;
+    if (internal ? gp->lockedint == 0 : gp->lockedext == 0)
+        return;
+    if (internal)
+        gp->lockedint--;
+    else
+        gp->lockedext--;
+    if (gp->lockedint + gp->lockedext != 0)
+        return;
+    mutex_lock(&mp->set->lock);
+    if (gp != mp->thread_g) {
+        gp->lockedm = NULL;
+        mp->lockedg = NULL;
+    }
+    set_picky(mp);
+    mutex_unlock(&mp->set->lock);
+}
+
+void
+locked_goexit(M *mp, G *gp)
+{
+    mutex_lock(&mp->set->lock);
+    gp->lockedm = NULL;
+    mp->lockedg = mp->ispool || gp->lockedint != 0 ? &gnobody : NULL;
+    set_picky(mp);
+    mp->exiting = mp->ispool;
+    mutex_unlock(&mp->set->lock);
+}
+
+void
+main_keeps_thread(Sched *sched)
+{
+    mutex_lock(&sched->lock);
+    sched->mainpicky = true;
+    if (sched->mainm != NULL)
+        set_picky(sched->mainm);
+    mutex_unlock(&sched->lock);
 }
 
 /* ---- threads of other origin ---- */
@@ -823,6 +1032,7 @@ adopt_thread(Sched *sched, G *thread_g)
     gobuf_init(&mp->g0, (char *)mp->g0stack + size, g0_entry, mp);
     mp->sigstack = sys_sigstack_install();
     mp->ispool = false;
+    mp->lockedg = NULL;
     mp->picky = sched->cls->own_threads;
     mp->tid = sys_thread_id();
     mp->thread_g = thread_g;
@@ -830,6 +1040,8 @@ adopt_thread(Sched *sched, G *thread_g)
     thread_g->m = mp;
     thread_g->lastm = mp;
     thread_g->lockedm = mp;
+    thread_g->lockedint = 0;
+    thread_g->lockedext = 0;
     thread_g->parkseq |= 1; /* it goes on where it was: a late timer may still hold an old one */
     thread_g->status = G_RUNNING;
     thread_g->goid = goid_next(NULL);
@@ -905,8 +1117,8 @@ sched_afterfork_child(Sched *sched)
     sched->sleeper = NULL;
     sched->pidle = NULL;
     sched->npidle = 0;
-    sched->npool = 0;
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
+    sched->npool = sched->nm && self->ispool ? 1 : 0;
     sched->mainm = NULL;
     sched->nslots = sched->npending = 0;
     for (int c = 0; c < SET_CLASSES; c++)

@@ -6,9 +6,9 @@ import sys
 import traceback
 
 from gmp import _core, _traceback
-from gmp._core import gosched, num_goroutine
+from gmp._core import gosched, lock_os_thread, num_goroutine, unlock_os_thread
 
-__all__ = ["gosched", "num_cpu", "num_goroutine", "stack", "stats"]
+__all__ = ["gosched", "lock_os_thread", "num_cpu", "num_goroutine", "stack", "stats", "unlock_os_thread"]
 
 
 def num_cpu() -> int:

@@ -691,11 +691,10 @@ TEST_PROCS(gmp_long_runners_lose_their_p)
 static void
 locked(void *arg)
 {
-    pthread_t me = pthread_self();
-
     (void)arg;
     CHECK_EQ(gmp_unlock_os_thread(), GMP_ESTATE);
     OK(gmp_lock_os_thread());
+    pthread_t me = pthread_self();
     OK(gmp_lock_os_thread());
     OK(gmp_unlock_os_thread());
     for (int i = 0; i < 50; i++) {

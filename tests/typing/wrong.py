@@ -16,6 +16,7 @@ Chan("x")  # E
 go(square, "x")  # E
 go(square)  # E
 go(None)  # E
+go(square, 1, lock_os_thread="yes")  # E
 ch.recv(timeout="1")  # E
 select(ch)  # E
 select(recv(3))  # E
