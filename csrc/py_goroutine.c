@@ -600,7 +600,7 @@ fill_queued(G *gp, Start *st)
     fill_from((PyG *)gp, CONTAINER_OF(st, Goroutine, from.start));
 }
 
-static PyObject *
+PyObject *
 py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     if (nargs < 1) {
@@ -1010,6 +1010,8 @@ py_after_fork_child(PyObject *module, PyObject *unused)
     sysmon_afterfork_child();
     netpoll_afterfork_child();
     sched_afterfork_child(SCHED);
+    sched_afterfork_child(&scheds[SET_NATIVE]);
+    grpc_afterfork_child();
     tstate_afterfork_child(self);
     for (Failure *f = failures.next; f != &failures; f = f->next)
         f->collected = true; /* the parent's to report */
