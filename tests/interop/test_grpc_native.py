@@ -921,3 +921,62 @@ def test_fork_while_serving(child):
         greet(gmp.grpc.server())
         """
     ).expect(0, "the server is the parent process's: make one in the child\n7")
+
+
+# -- packages round grpcio, clients in goroutines ----------------------------------------------------------------------
+
+
+def test_rich_statuses(make):
+    rpc_status = pytest.importorskip("grpc_status.rpc_status")
+    from google.protobuf import any_pb2
+    from google.rpc import error_details_pb2, status_pb2
+
+    def handler(request, context):
+        detail = any_pb2.Any()
+        detail.Pack(error_details_pb2.DebugInfo(detail="all of it"))
+        status = status_pb2.Status(code=NOT_FOUND.value[0], message="not here", details=[detail])
+        context.abort_with_status(rpc_status.to_status(status))
+
+    with serving(make, Call=uu(handler)) as (_, channel):
+        with pytest.raises(grpc.RpcError) as caught:
+            unary(channel)(b"", timeout=LONG)
+        status = rpc_status.from_call(caught.value)
+        assert (status.code, status.message) == (NOT_FOUND.value[0], "not here")
+        info = error_details_pb2.DebugInfo()
+        assert status.details[0].Unpack(info)
+        assert info.detail == "all of it"
+
+
+def test_channelz_is_served(make):
+    channelz = pytest.importorskip("grpc_channelz.v1.channelz")
+    from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+
+    server = make()
+    channelz.add_channelz_servicer(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = channelz_pb2_grpc.ChannelzStub(channel)
+        reply = stub.GetTopChannels(channelz_pb2.GetTopChannelsRequest(start_channel_id=0), timeout=LONG)
+        assert isinstance(reply, channelz_pb2.GetTopChannelsResponse)
+    assert server.stop(None).wait(LONG)
+
+
+def test_hundreds_of_goroutines_wait_for_calls():
+    """gmp.wait(stub.Method.future(...)) parks: no thread is held by any of them."""
+    go_on = gmp.Chan()
+
+    def handler(request, context):
+        go_on.recv_ok()
+        return request
+
+    def client(channel, i):
+        assert gmp.wait(unary(channel).future(b"%d" % i, timeout=60)) == b"%d" % i
+
+    with serving(Call=uu(handler)) as (server, channel):
+        clients = [gmp.go(client, channel, i) for i in range(300)]
+        until(lambda: server.stats()["running"] == 300, timeout=50)
+        assert gmp.runtime.stats()["threads"] < 30
+        go_on.close()
+        for goroutine in clients:
+            goroutine.join(timeout=LONG)
