@@ -10,6 +10,7 @@ A server's goroutines: one that dispatches, one per call; connections are native
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -24,6 +25,8 @@ import gmp
 from gmp._core import GrpcServer
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
+
+_LOGGER = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _MS = 1_000_000  # ns
@@ -60,7 +63,9 @@ def _never(ms: int) -> int:
 class _State:
     def __init__(self, core: Any) -> None:
         self.core = core
-        self.lock = threading.Lock()  # guards what follows; nothing parks while it is held
+        self.lock = (
+            threading.RLock()
+        )  # guards what follows; nothing parks while it is held, but a signal handler may come
         self.stage = "new"
         self.events: list[threading.Event] = []
         self.terminated: gmp.Chan[None] = gmp.Chan()  # closed
@@ -117,6 +122,9 @@ class Server(grpc.Server):  # type: ignore[misc]
         self._service.generic.extend(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Any]) -> None:
+        if self._state.stage == "started":
+            _LOGGER.warning("Cannot register method handlers once server has started")
+            return
         for name, handler in method_handlers.items():
             self._service.registered[f"/{service_name}/{name}"] = handler
 
