@@ -162,6 +162,9 @@ struct H2Stream {
 /* What a descriptor's bytes go through.  read and write: bytes, 0 at the end (read), or a negative errno (-EAGAIN: wait).
  * Owner only; neither blocks. */
 struct H2Io {
+    int (*open)(
+        H2Conn *
+            c); /* the first call: c->tls is the listener's, and may become the connection's; GMP_E...; NULL: nothing to do */
     ssize_t (*read)(H2Conn *c, char *buf, size_t n);
     ssize_t (*write)(H2Conn *c, const char *buf, size_t n);
     void (*close)(H2Conn *c); /* the last call; NULL: nothing to do */

@@ -475,11 +475,10 @@ h2_conn_start(H2Server *srv, int fd, const H2Io *io, void *tls, const struct soc
     h2_peer_name(c->peer, sizeof c->peer, peer, len);
     atomic_xadd(&srv->refs, 1u);
     c->session = h2_session_new(c);
-    if (c->session == NULL || netpoll_open(H2_SET, fd, &c->pd) != 0) {
-        nghttp2_session_del(c->session);
-        h2_conn_unref(c);
-        return GMP_ENOMEM;
-    }
+    if (c->session == NULL || netpoll_open(H2_SET, fd, &c->pd) != 0)
+        goto no_poll;
+    if (io->open != NULL && io->open(c) != GMP_OK)
+        goto no_io;
     atomic_store(&c->chores, (uint32_t)CHORE_TIMER);
     mutex_lock(&srv->lock);
     c->next = srv->conns;
@@ -496,8 +495,12 @@ h2_conn_start(H2Server *srv, int fd, const H2Io *io, void *tls, const struct soc
     if (h2_go(conn_main, c) == GMP_OK)
         return GMP_OK;
     h2_conn_gone(c);
+    if (io->close != NULL)
+        io->close(c);
+no_io:
     netpoll_evict(c->pd);
     netpoll_close(c->pd);
+no_poll:
     nghttp2_session_del(c->session);
     h2_conn_unref(c);
     return GMP_ENOMEM;
