@@ -8,7 +8,8 @@
 # make wheel      dist/*.whl and dist/*.tar.gz
 # make clean
 #
-# Needs Linux, a CPython 3.11 to 3.15 with headers, and a C compiler; everything else goes into $(VENV).
+# Needs Linux, a CPython 3.11 to 3.15 with headers, a C compiler, and libnghttp2 for the gRPC server (tools/apt.sh installs them where
+# it may); everything else goes into $(VENV).
 # What is tested is the wheel as installed there, never the tree.  Both are rebuilt when a source changed.
 
 PYTHON ?= python3
@@ -38,6 +39,7 @@ demo: $(VENV)/.installed
 test: ctest pytest
 
 ctest:
+	@PYTHON=$(PYTHON) tools/apt.sh
 	$(MAKE) -C csrc test
 
 pytest: $(VENV)/.installed $(VENV)/.deps-test
@@ -81,6 +83,7 @@ sanitized-pytest: $(VENV)/.installed $(VENV)/.deps-test
 		$(RUN) -m pytest $(SUITE:tests=tests/unit) -m "not slow" $(PYTEST_ARGS)
 
 wheel: $(BUILDER)/.deps
+	@PYTHON=$(PYTHON) tools/apt.sh
 	$(BUILDER)/bin/python tools/build.py --sdist $(OUT)
 
 clean:
@@ -114,6 +117,7 @@ $(VENV)/.sources: FORCE | $(PY)
 	@echo $(SOURCES) | cmp -s - $@ || echo $(SOURCES) > $@
 
 $(VENV)/.wheel: $(SOURCES) $(VENV)/.sources $(BUILDER)/.deps
+	@PYTHON=$(PYTHON) tools/apt.sh
 	$(BUILDER)/bin/python tools/build.py $(VENV)/wheel > $@.new
 	mv $@.new $@
 

@@ -4,6 +4,7 @@ Read from the environment:
     DEBUG=1                                assertions of the core, -O1 -g
     SANITIZE=address,undefined | thread    what gcc's and clang's -fsanitize= take
     WERROR=1                               compiler warnings are errors
+    GMP_NO_NGHTTP2=1                       no native gRPC server, as where libnghttp2 is missing
 
 Metadata stands in pyproject.toml, the version in csrc/gmp.h.  A build that cannot work ends with one sentence (see fail()).
 The checks below run before anything else is imported, so that old or foreign interpreters get as far as the sentence.
@@ -16,6 +17,7 @@ import sys
 import sysconfig
 
 OLDEST, NEWEST = (3, 11), (3, 15)
+NGHTTP2 = "1.52"
 PLATFORMS = ("linux-x86_64", "linux-aarch64")
 
 
@@ -93,6 +95,20 @@ def link_args():
     return args + ([f"-fsanitize={SANITIZE}"] if SANITIZE else [])
 
 
+def shared_library(name, flags):
+    """Return the path of lib<name> as the linker finds it and the name that programs ask for it by; None for a static one."""
+    compiler = shlex.split(os.environ.get("CC", "") or sysconfig.get_config_var("CC") or "cc")
+    folders = [f for f in flags if f.startswith("-L")]
+    found = subprocess.run([*compiler, *folders, f"-print-file-name=lib{name}.so"], capture_output=True, text=True)
+    places = [Path(f[2:], f"lib{name}.so") for f in folders] + [Path(found.stdout.strip() or "?")]
+    for path in places:
+        if path.is_file():
+            real = path.resolve()
+            soname = re.match(r".*?\.so\.\d+", real.name)
+            return real, soname[0] if soname else real.name
+    return None
+
+
 class Build(build):
     """Starts from an empty build_lib: a module that was deleted from the tree must not live on in the wheel."""
 
@@ -107,6 +123,19 @@ class BuildExt(build_ext):
     def run(self):
         self.check_tools()
         super().run()
+        if H2 and not self.inplace:
+            self.bundle()
+
+    def bundle(self):
+        """Put libnghttp2 beside the extension, which looks for it there: the wheel works where it is not installed."""
+        found = shared_library("nghttp2", H2[1])
+        if found is None:
+            return
+        real, soname = found
+        package = Path(self.build_lib, "gmp")
+        shutil.copy(real, package / soname)
+        for notice in sorted(Path("/usr/share/doc").glob("libnghttp2-*/copyright")):
+            shutil.copy(notice, package / "libnghttp2.LICENSE")
 
     def check_tools(self):
         from distutils.ccompiler import new_compiler
@@ -217,6 +246,30 @@ class BuildPy(build_py):
         (package / "__init__.py").write_text(f'"""Generated at build by grpcio-tools from {names}."""\n')
 
 
+def nghttp2():
+    """Return the compiler's and the linker's flags for libnghttp2, or None: then gmp is built without its gRPC server."""
+    missing = None
+    config = os.environ.get("PKG_CONFIG", "pkg-config")
+    if os.environ.get("GMP_NO_NGHTTP2", "") not in ("", "0"):
+        missing = "GMP_NO_NGHTTP2 is set"
+    elif shutil.which(config) is None:
+        missing = f"{config} was not found"
+    else:
+        found = subprocess.run(
+            [config, "--cflags", "--libs", f"libnghttp2 >= {NGHTTP2}"], capture_output=True, text=True
+        )
+        if found.returncode == 0:
+            flags = shlex.split(found.stdout)
+            return [f for f in flags if f[:2] in ("-I", "-D")], [f for f in flags if f[:2] not in ("-I", "-D")]
+        missing = f"{config} finds no libnghttp2 {NGHTTP2} or newer"
+    print(
+        f"warning: gmp-runtime: {missing}: building without the native gRPC server, gmp.grpc.server will use grpcio's; "
+        "apt-get install libnghttp2-dev pkg-config",
+        file=sys.stderr,
+    )
+    return None
+
+
 def build_options():
     """Variants keep their objects apart, so that a sanitizer build does not spoil the next ordinary one."""
     return {"build": {"build_base": f"build/{VARIANT}"}} if VARIANT else {}
@@ -226,6 +279,9 @@ def sources(pattern):
     return sorted(str(p) for p in Path("csrc").glob(pattern))
 
 
+H2 = nghttp2()
+LEFT_OUT = {"csrc/py_nogrpc.c"} if H2 else {"csrc/py_grpc.c", *sources("h2_*.c")}
+
 setup(
     version=version(),
     cmdclass={"build": Build, "build_ext": BuildExt, "build_py": BuildPy},
@@ -233,11 +289,11 @@ setup(
     ext_modules=[
         Extension(
             "gmp._core",
-            sources=sources("*.c") + sources("*.S"),
+            sources=[s for s in sources("*.c") if s not in LEFT_OUT] + sources("*.S"),
             depends=sources("*.h"),
             include_dirs=["csrc"],
-            extra_compile_args=compile_args() + shlex.split(os.environ.get("GMP_CFLAGS", "")),
-            extra_link_args=link_args(),
+            extra_compile_args=compile_args() + (H2[0] if H2 else []) + shlex.split(os.environ.get("GMP_CFLAGS", "")),
+            extra_link_args=link_args() + ([*H2[1], "-Wl,-rpath,$ORIGIN"] if H2 else []),
         )
     ],
 )

@@ -21,7 +21,8 @@ KINDS = {
     "threads-10": "ThreadPoolExecutor(10)",
     "threads-1000": "ThreadPoolExecutor(1000)",
     "aio": "grpc.aio",
-    "goroutines": "goroutines",
+    "compat": "goroutines in grpcio's server",
+    "goroutines": "goroutines, gmp.grpc.server",
 }
 METHOD = "/helloworld.Greeter/SayHello"
 HERE = Path(__file__).resolve()
@@ -185,11 +186,11 @@ def serve(kind: str, delay: float) -> None:
 
         asyncio.run(serve_aio(delay))
         return
-    if kind == "goroutines":
+    if kind in ("goroutines", "compat"):
         import gmp
         import gmp.grpc
 
-        server = gmp.grpc.server()
+        server = gmp.grpc.server() if kind == "goroutines" else gmp.grpc.compat_server()
         servicer = greeter(gmp.sleep, delay)
     else:
         from concurrent.futures import ThreadPoolExecutor

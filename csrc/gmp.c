@@ -478,7 +478,7 @@ gmp_get_stats(gmp_stats *out, size_t size)
         st.stacks_64k = sched->gfree[1].ever;
         st.stacks_256k = sched->gfree[2].ever;
         mutex_unlock(&sched->lock);
-        st.fd_waiters = netpoll_waiters();
+        st.fd_waiters = netpoll_waiters_any();
     }
     *out = st;
     return GMP_OK;

@@ -13,12 +13,17 @@
 
 #include <errno.h>
 
-static uint32_t inited; /* 0 no, 1 yes; init_lock */
+/* One of each set of Ps. */
+static struct Poller {
+    uint32_t inited;   /* 0 no, 1 yes; init_lock */
+    uint32_t waiters;  /* atomic */
+    int64_t lastpoll;  /* atomic, nanotime */
+    uint32_t breaking; /* atomic: a break is on its way */
+} pollers[SETS];
 static Mutex init_lock;
-static uint32_t waiters; /* atomic */
-static int64_t lastpoll; /* atomic, nanotime */
 uint32_t netpoll_generation;
-static uint32_t breaking; /* atomic: a break is on its way */
+
+#define WAITERS(pd) (&pollers[(pd)->set->set].waiters)
 
 /* ---- PollDescs ---- */
 
@@ -65,16 +70,17 @@ cookie_of(PollDesc *pd)
 }
 
 static int
-netpoll_init(void)
+netpoll_init(int set)
 {
-    if (atomic_load(&inited))
+    struct Poller *po = &pollers[set];
+    if (atomic_load(&po->inited))
         return GMP_OK;
     mutex_lock(&init_lock);
     int code = GMP_OK;
-    if (!inited) {
-        code = netpoll_backend_init();
+    if (!po->inited) {
+        code = netpoll_backend_init(set);
         if (code == GMP_OK)
-            atomic_store(&inited, 1u);
+            atomic_store(&po->inited, 1u);
     }
     mutex_unlock(&init_lock);
     return code;
@@ -85,7 +91,7 @@ netpoll_open(Sched *set, int fd, PollDesc **out)
 {
     if (fd < 0)
         return EBADF;
-    if (netpoll_init() < 0)
+    if (netpoll_init(set->set) < 0)
         return EMFILE;
     PollDesc *pd = pdalloc();
     if (pd == NULL)
@@ -104,7 +110,7 @@ netpoll_open(Sched *set, int fd, PollDesc **out)
     }
     atomic_store(&pd->tag, pd->tag + 1);
     mutex_unlock(&pd->lock);
-    int err = netpoll_backend_open(fd, cookie_of(pd));
+    int err = netpoll_backend_open(set->set, fd, cookie_of(pd));
     if (err != 0) {
         pdfree(pd);
         return err;
@@ -139,7 +145,7 @@ unblock(PollDesc *pd, PollMode mode, bool ready)
             continue;
         if (gp == NULL)
             return NULL;
-        atomic_xadd(&waiters, (uint32_t)-1);
+        atomic_xadd(WAITERS(pd), (uint32_t)-1);
         if (!park_claim(gp, seq))
             return NULL; /* a signal was first; the goroutine looks at the state itself */
         gp->wakecode = GMP_OK;
@@ -152,11 +158,12 @@ static bool
 poll_commit(G *gp, void *arg)
 {
     PollSide *s = arg;
+    uint32_t *waiters = &pollers[gp->set->set].waiters; /* only goroutines of the descriptor's set wait for it */
     atomic_store_relaxed(&s->parkseq, gp->parkseq);
-    atomic_xadd(&waiters, 1u); /* before it can be found, so that the count is never below zero */
+    atomic_xadd(waiters, 1u); /* before it can be found, so that the count is never below zero */
     if (atomic_cas(&s->state, PD_WAIT, (uintptr_t)gp))
         return true;
-    atomic_xadd(&waiters, (uint32_t)-1);
+    atomic_xadd(waiters, (uint32_t)-1);
     /* An edge, a deadline or a close came in between: do not park, unless a signal has claimed the wake-up already. */
     return !park_claim(gp, gp->parkseq);
 }
@@ -194,7 +201,7 @@ netpoll_wait(PollDesc *pd, PollMode mode)
     }
     uintptr_t old = atomic_xchg(&s->state, (uintptr_t)0);
     if (old > PD_WAIT)
-        atomic_xadd(&waiters, (uint32_t)-1); /* interrupted: nobody took this goroutine off */
+        atomic_xadd(WAITERS(pd), (uint32_t)-1); /* interrupted: nobody took this goroutine off */
     if (old == PD_READY)
         return GMP_OK;
     if (wake != GMP_OK)
@@ -229,7 +236,7 @@ netpoll_forget(PollDesc *pd)
 {
     GMP_CHECK(pd->closing);
     if (pd->fd >= 0)
-        netpoll_backend_close(pd->fd);
+        netpoll_backend_close(pd->set->set, pd->fd);
     pd->fd = -1;
 }
 
@@ -238,6 +245,14 @@ netpoll_close(PollDesc *pd)
 {
     netpoll_forget(pd);
     pdfree(pd);
+}
+
+void
+netpoll_kick(PollDesc *pd, PollMode mode)
+{
+    G *gp = unblock(pd, mode, true);
+    if (gp != NULL)
+        goready(gp);
 }
 
 /* ---- deadlines ---- */
@@ -310,15 +325,24 @@ netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when)
 /* ---- polling ---- */
 
 uint32_t
-netpoll_waiters(void)
+netpoll_waiters(Sched *set)
 {
-    return atomic_load(&waiters);
+    return atomic_load(&pollers[set->set].waiters);
+}
+
+uint32_t
+netpoll_waiters_any(void)
+{
+    uint32_t n = 0;
+    for (int s = 0; s < SETS; s++)
+        n += atomic_load(&pollers[s].waiters);
+    return n;
 }
 
 int64_t
-netpoll_lastpoll(void)
+netpoll_lastpoll(Sched *set)
 {
-    return atomic_load_relaxed(&lastpoll);
+    return atomic_load_relaxed(&pollers[set->set].lastpoll);
 }
 
 /* What this poll has found; the back-end adds to it. */
@@ -344,26 +368,28 @@ netpoll_ready(uint64_t cookie, bool readable, bool writable, bool hup)
 }
 
 G *
-netpoll(int64_t delay, bool *disturbed)
+netpoll(Sched *set, int64_t delay, bool *disturbed)
 {
-    if (!atomic_load(&inited))
+    struct Poller *po = &pollers[set->set];
+    if (!atomic_load(&po->inited))
         return NULL;
     found = NULL;
     found_tail = &found;
-    bool calm = netpoll_backend_poll(delay);
+    bool calm = netpoll_backend_poll(set->set, delay);
     if (disturbed != NULL)
         *disturbed = !calm;
     if (delay != 0)
-        atomic_store(&breaking, 0u);
-    atomic_store_relaxed(&lastpoll, nanotime());
+        atomic_store(&po->breaking, 0u);
+    atomic_store_relaxed(&po->lastpoll, nanotime());
     return found;
 }
 
 void
-netpoll_break(void)
+netpoll_break(Sched *set)
 {
-    if (atomic_load(&inited) && atomic_cas(&breaking, 0u, 1u))
-        netpoll_backend_break();
+    struct Poller *po = &pollers[set->set];
+    if (atomic_load(&po->inited) && atomic_cas(&po->breaking, 0u, 1u))
+        netpoll_backend_break(set->set);
 }
 
 void
@@ -372,9 +398,9 @@ netpoll_afterfork_child(void)
     netpoll_generation++;
     init_lock = free_lock = (Mutex){0};
     free_list = NULL; /* the parent's may be anywhere */
-    waiters = 0;
-    breaking = 0;
-    if (inited)
-        netpoll_backend_afterfork_child();
-    inited = 0;
+    for (int s = 0; s < SETS; s++) {
+        if (pollers[s].inited)
+            netpoll_backend_afterfork_child(s);
+        pollers[s] = (struct Poller){0};
+    }
 }

@@ -1,5 +1,8 @@
 /* netpoll.h: waiting for file descriptors: the part above the back-ends.
  *
+ * Each set of Ps has a poller of its own (a kernel object, its waiters), so that an event wakes a thread that can run the goroutine
+ * which waits for it, and never one of the other set that could only pass it on.
+ *
  * A back-end (netpoll_epoll.c, netpoll_kqueue.c ...) defines
  *   netpoll_backend_init    makes the kernel object; once, and again in the child of a fork; GMP_E...
  *   netpoll_backend_open    registers a descriptor for both directions, edge-triggered, once; 0 or an errno
@@ -53,6 +56,8 @@ void netpoll_close(PollDesc *pd);
  * goroutine waits there already.  The caller sees to it that no other one comes before the call has returned: a wake-up is
  * not the end of it.  Go: pollWait */
 int netpoll_wait(PollDesc *pd, PollMode mode);
+/* Ends a wait, or the next one, as an edge would: whoever waits looks for what else there is to do.  Any thread. */
+void netpoll_kick(PollDesc *pd, PollMode mode);
 /* An edge was seen that no wait has consumed yet. */
 static inline bool
 netpoll_seen(PollDesc *pd, PollMode mode)
@@ -69,23 +74,24 @@ netpoll_expired(PollDesc *pd, PollMode mode)
 int netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when);
 
 /* ---- for threads.c and sysmon.c ---- */
-uint32_t netpoll_waiters(void); /* goroutines parked in netpoll_wait */
+uint32_t netpoll_waiters(Sched *set); /* its goroutines parked in netpoll_wait */
+uint32_t netpoll_waiters_any(void);   /* those of all sets */
 /* Looks what is ready, waiting up to delay ns for it (negative for ever, 0 not): one thread at a time may wait.  Returns the
  * goroutines, linked; the caller makes them runnable (injectglist).  Go: runtime.netpoll */
-G *netpoll(int64_t delay, bool *disturbed);
-void netpoll_break(void);       /* Go: runtime.netpollBreak */
-int64_t netpoll_lastpoll(void); /* nanotime of the last look */
+G *netpoll(Sched *set, int64_t delay, bool *disturbed);
+void netpoll_break(Sched *set);       /* Go: runtime.netpollBreak */
+int64_t netpoll_lastpoll(Sched *set); /* nanotime of the last look */
 void netpoll_afterfork_child(void);
 /* Changes in the child of a fork: PollDescs of an older one are not to be touched, their locks may be held for ever. */
 extern uint32_t netpoll_generation;
 
 /* ---- for back-ends ---- */
-int netpoll_backend_init(void);
-void netpoll_backend_afterfork_child(void);
-int netpoll_backend_open(int fd, uint64_t cookie);
-void netpoll_backend_close(int fd);
-void netpoll_backend_break(void);
-bool netpoll_backend_poll(int64_t delay);
+int netpoll_backend_init(int set);
+void netpoll_backend_afterfork_child(int set);
+int netpoll_backend_open(int set, int fd, uint64_t cookie);
+void netpoll_backend_close(int set, int fd);
+void netpoll_backend_break(int set);
+bool netpoll_backend_poll(int set, int64_t delay);
 void netpoll_ready(uint64_t cookie, bool readable, bool writable, bool hup);
 
 #endif

@@ -19,56 +19,57 @@
 
 #define EVENTS 128
 
-static int epfd = -1, breakfd = -1;
+static int epfds[SETS] = {-1, -1}, breakfds[SETS] = {-1, -1};
 
 int
-netpoll_backend_init(void)
+netpoll_backend_init(int set)
 {
-    epfd = epoll_create1(EPOLL_CLOEXEC);
-    breakfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int epfd = epfds[set] = epoll_create1(EPOLL_CLOEXEC);
+    int breakfd = breakfds[set] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0}; /* cookie 0: the break */
     if (epfd >= 0 && breakfd >= 0 && epoll_ctl(epfd, EPOLL_CTL_ADD, breakfd, &ev) == 0)
         return GMP_OK;
-    netpoll_backend_afterfork_child();
+    netpoll_backend_afterfork_child(set);
     return GMP_EAGAIN;
 }
 
 /* The parent's epoll set is shared: leave it alone and make another one. */
 void
-netpoll_backend_afterfork_child(void)
+netpoll_backend_afterfork_child(int set)
 {
-    if (epfd >= 0)
-        close(epfd);
-    if (breakfd >= 0)
-        close(breakfd);
-    epfd = breakfd = -1;
+    if (epfds[set] >= 0)
+        close(epfds[set]);
+    if (breakfds[set] >= 0)
+        close(breakfds[set]);
+    epfds[set] = breakfds[set] = -1;
 }
 
 int
-netpoll_backend_open(int fd, uint64_t cookie)
+netpoll_backend_open(int set, int fd, uint64_t cookie)
 {
     struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data.u64 = cookie};
-    return epoll_ctl(epfd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : errno;
+    return epoll_ctl(epfds[set], EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : errno;
 }
 
 void
-netpoll_backend_close(int fd)
+netpoll_backend_close(int set, int fd)
 {
     struct epoll_event ev = {0};
-    (void)epoll_ctl(epfd, EPOLL_CTL_DEL, fd, &ev);
+    (void)epoll_ctl(epfds[set], EPOLL_CTL_DEL, fd, &ev);
 }
 
 void
-netpoll_backend_break(void)
+netpoll_backend_break(int set)
 {
     uint64_t one = 1;
-    ssize_t n = write(breakfd, &one, sizeof one);
+    ssize_t n = write(breakfds[set], &one, sizeof one);
     (void)n; /* EAGAIN: it is set already */
 }
 
 static int
-wait_for(struct epoll_event *events, int64_t delay)
+wait_for(int set, struct epoll_event *events, int64_t delay)
 {
+    int epfd = epfds[set];
     if (delay <= 0)
         return epoll_wait(epfd, events, EVENTS, delay < 0 ? -1 : 0);
 #ifdef SYS_epoll_pwait2
@@ -86,10 +87,10 @@ wait_for(struct epoll_event *events, int64_t delay)
 }
 
 bool
-netpoll_backend_poll(int64_t delay)
+netpoll_backend_poll(int set, int64_t delay)
 {
     struct epoll_event events[EVENTS];
-    int n = wait_for(events, delay);
+    int n = wait_for(set, events, delay);
     if (n < 0)
         return errno != EINTR;
     for (int i = 0; i < n; i++) {
@@ -97,7 +98,7 @@ netpoll_backend_poll(int64_t delay)
         if (events[i].data.u64 == 0) {
             uint64_t count;
             if (delay != 0) { /* a poll that does not wait leaves it to the one that does */
-                ssize_t r = read(breakfd, &count, sizeof count);
+                ssize_t r = read(breakfds[set], &count, sizeof count);
                 (void)r;
             }
             continue;

@@ -129,6 +129,8 @@ py_self(void)
         return mp->curg;
     return py_self_slow();
 }
+/* go(fn, ...): args[0] is fn.  A new reference to the handle. */
+PyObject *py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames);
 PyObject *py_goroutine_name(PyObject *fn); /* new reference, str */
 PyObject *py_goroutine_created(PyG *pg);   /* "pkg.f at file.py:12", or NULL without an exception */
 void py_report_failures(void);             /* those that nobody collected, at exit */
@@ -167,6 +169,7 @@ int py_wait_again(PyWait *w, int code);
 void py_raise_code(int code, const char *what, PyWait *w);
 int wait_init(PyObject *module);
 int64_t py_idle(Sched *sched);
+extern uint32_t py_served; /* servers whose calls come from outside; while there is one there is no deadlock */
 
 /* ---- py_sync.c ---- */
 PyObject *py_waitgroup_wait(Gwaitgroup *wg, PyObject *timeout, const char *what);
@@ -180,6 +183,8 @@ extern PyMethodDef native_methods[];
 int chan_module_init(PyObject *module);
 int sync_module_init(PyObject *module);
 int net_module_init(PyObject *module);
+int grpc_module_init(PyObject *module); /* py_grpc.c, or py_nogrpc.c */
+void grpc_afterfork_child(void);        /* the parent's servers are not the child's */
 extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[];
 extern PyObject *ChanClosed, *DeadlockError;
 

@@ -728,7 +728,7 @@ go_with_option(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, Py_ss
     return r;
 }
 
-static PyObject *
+PyObject *
 py_go(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     Py_ssize_t at = GMP_UNLIKELY(kwnames != NULL) && nargs > 0 ? find_option(kwnames) : -1;
@@ -1078,6 +1078,8 @@ py_after_fork_child(PyObject *module, PyObject *unused)
     sysmon_afterfork_child();
     netpoll_afterfork_child();
     sched_afterfork_child(SCHED);
+    sched_afterfork_child(&scheds[SET_NATIVE]);
+    grpc_afterfork_child();
     tstate_afterfork_child(self);
     for (Failure *f = failures.next; f != &failures; f = f->next)
         f->collected = true; /* the parent's to report */

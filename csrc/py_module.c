@@ -21,7 +21,8 @@ PyInit__core(void)
         if (PyModule_AddFunctions(module, tables[i]) < 0)
             goto failed;
     if (wait_init(module) < 0 || chan_module_init(module) < 0 || sync_module_init(module) < 0 ||
-        net_module_init(module) < 0 || native_module_init(module) < 0 || goroutine_init(module) < 0)
+        net_module_init(module) < 0 || native_module_init(module) < 0 || grpc_module_init(module) < 0 ||
+        goroutine_init(module) < 0)
         goto failed;
     return module;
 failed:

@@ -18,6 +18,7 @@ static PyObject *deadlock_check; /* gmp._deadlock.check() -> None or the message
 #define FIRST_RECHECK_NS ((int64_t)1000 * 1000 * 1000)
 #define LAST_RECHECK_NS (64 * FIRST_RECHECK_NS)
 static int64_t recheck_after; /* atomic: ns between two questions, 0: none was asked in vain yet */
+uint32_t py_served;           /* atomic: servers that run: a client may wake someone */
 static int64_t next_check;    /* atomic: nanotime */
 
 int
@@ -145,7 +146,7 @@ int64_t
 py_idle(Sched *sched)
 {
     (void)sched;
-    if (py_main == NULL || py_stopped)
+    if (py_main == NULL || py_stopped || atomic_load(&py_served) != 0)
         return 0;
     int64_t after = atomic_load(&recheck_after);
     if (after != 0) {

@@ -334,6 +334,9 @@ struct Sched {
     uint32_t npool;      /* pool threads among them */
     M *sleeper;          /* the idle M that waits for the next timer */
     int64_t sleepuntil;
+    uint32_t polled;            /* atomic: some M waits in the net poller, or is about to */
+    bool (*before_idle)(void);  /* atomic: called without locks when a P finds nothing to run; true: look again */
+    void (*overdue)(void);      /* atomic: called by sysmon, again and again while a P is in use */
     M *mainm; /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
     void (*thread_begin)(void); /* what each new pool thread calls first, or NULL */
     bool mainpicky;             /* the main thread runs no goroutine but its own */

@@ -169,14 +169,21 @@ sysmon(void *arg)
             if (atomic_load(&scheds[s].npidle) != 0)
                 did |= start_for_timers(&scheds[s], now);
             did |= rescue_main(&scheds[s], now);
+            void (*overdue)(void) = atomic_load_relaxed(&scheds[s].overdue);
+            if (overdue != NULL)
+                overdue();
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
         }
         /* All Ps are busy and nobody looked at the descriptors for long: their goroutines go to the global queue. */
-        if (netpoll_waiters() != 0 && now - netpoll_lastpoll() > POLL_NS) {
-            G *list = netpoll(0, NULL);
-            did |= list != NULL;
-            injectglist(list);
+        for (int s = 0; s < SETS; s++) {
+            Sched *sched = &scheds[s];
+            if (atomic_load(&sched->np) != 0 && netpoll_waiters(sched) != 0 &&
+                now - netpoll_lastpoll(sched) > POLL_NS) {
+                G *list = netpoll(sched, 0, NULL);
+                did |= list != NULL;
+                injectglist(list);
+            }
         }
         if (did) {
             quiet = 0;

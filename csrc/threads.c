@@ -49,8 +49,6 @@ setm(M *mp)
 
 /* ---- idle Ps and Ms (Sched.lock) ---- */
 
-static uint32_t polled; /* atomic: some M waits in the net poller, or is about to */
-
 /* Wakes an M that was taken off the idle list. */
 void
 wakem(M *mp)
@@ -58,7 +56,7 @@ wakem(M *mp)
     note_wakeup(&mp->park);
     /* stopm sets polling before it looks at the note for the last time. */
     if (atomic_load(&mp->polling))
-        netpoll_break();
+        netpoll_break(mp->set);
 }
 
 void
@@ -398,6 +396,9 @@ void
 handoffp(P *pp)
 {
     Sched *sched = pp->set;
+    bool (*before_idle)(void) = atomic_load_relaxed(&sched->before_idle);
+    if (before_idle != NULL && runqempty(pp))
+        before_idle();
     if (!runqempty(pp) || atomic_load(&sched->runq.n) != 0) {
         startm(sched, pp, false);
         return;
@@ -422,7 +423,7 @@ handoffp(P *pp)
         wake_sleeper(sched, next);
     else if (all_idle)
         startm(sched, NULL, false); /* they went to sleep while pp was on its way: one has to ask again in stopm */
-    else if (netpoll_waiters() != 0 && !atomic_load(&polled))
+    else if (netpoll_waiters(sched) != 0 && !atomic_load(&sched->polled))
         startm(sched, NULL, false); /* somebody has to poll */
 }
 
@@ -580,7 +581,7 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
     atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
     while (!note_sleep(&mp->park, 0)) {
         bool signalled = false;
-        list = netpoll(timeout, &signalled);
+        list = netpoll(sched, timeout, &signalled);
         if (list != NULL)
             break;
         if (signalled && signals)
@@ -620,7 +621,8 @@ stopm(M *mp)
         return;
     }
     midleput(sched, mp);
-    bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
+    bool all_idle =
+        sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters_any() == 0 && !sched->stopping;
     if (sched->npidle != sched->np)
         all_idle = false; /* a P is on its way from one M to another, perhaps with goroutines in its queue */
     if (sched->npidle != 0 && !sched->stopping) {
@@ -640,9 +642,9 @@ stopm(M *mp)
             timeout = again;
     }
     bool woken, left = false;
-    if (netpoll_waiters() != 0 && atomic_cas(&polled, 0u, 1u)) {
+    if (netpoll_waiters(sched) != 0 && atomic_cas(&sched->polled, 0u, 1u)) {
         woken = poll_sleep(mp, timeout, &left);
-        atomic_store(&polled, 0u);
+        atomic_store(&sched->polled, 0u);
     }
     else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
         sched->cls->poll_signals();
@@ -724,8 +726,11 @@ findrunnable(M *mp)
             if (gp != NULL)
                 return gp;
         }
-        if (netpoll_waiters() != 0) {
-            G *list = netpoll(0, NULL);
+        bool (*before_idle)(void) = atomic_load_relaxed(&sched->before_idle);
+        if (before_idle != NULL && before_idle())
+            continue;
+        if (netpoll_waiters(sched) != 0) {
+            G *list = netpoll(sched, 0, NULL);
             if (list != NULL) {
                 inject(list, true);
                 continue;
@@ -1108,7 +1113,7 @@ sched_afterfork_child(Sched *sched)
             mp->dead = true;
         }
     sched->lock = (Mutex){0};
-    polled = 0;
+    sched->polled = 0;
     sched->qstarts = NULL;
     sched->runq.n = 0;
     sched->runq.head = 0;

@@ -23,7 +23,7 @@ Layout
     _ffi            gmp.ffi and gmp.lib, the C interface by cffi
     native          C functions as goroutines, channels shared with them (import gmp.native)
     net             connections, listeners, wait_read, wait_write (import gmp.net)
-    grpc            a gRPC server whose RPCs are goroutines (needs grpcio)
+    grpc            gRPC servers whose RPCs are goroutines (needs grpcio)
 """
 
 from __future__ import annotations

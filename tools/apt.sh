@@ -11,6 +11,7 @@ command -v "$python" >/dev/null || need="$need python3"
 headers='import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
 "$python" -c "$headers" 2>/dev/null || need="$need python3-dev"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
+pkg-config --exists "libnghttp2 >= 1.52" 2>/dev/null || need="$need pkg-config libnghttp2-dev"
 
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

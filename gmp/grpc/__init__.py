@@ -1,4 +1,4 @@
-"""gmp.grpc: grpcio servers whose handlers run as goroutines.
+"""gmp.grpc: gRPC servers whose handlers run as goroutines.
 
     import gmp.grpc
 
@@ -8,12 +8,16 @@
     server.start()
     server.wait_for_termination()
 
-The server is grpcio's own: generated servicers, interceptors, credentials, health and reflection are used unchanged, and so are
-clients.  Each RPC is a goroutine that runs ordinary blocking code; one that waits costs no thread.
+Generated servicers, interceptors, health and reflection are grpcio's and used unchanged, and so are clients.  Each RPC is a goroutine that
+runs ordinary blocking code; one that waits costs no thread.
 
-    __init__.py  server()
-    _sync.py     the lock and the condition variable that grpcio's server code waits on here
+server() is a server of our own: HTTP/2 in C, by native goroutines.  compat_server() is grpcio's, with goroutines in place of its
+thread pool.
+
+    __init__.py  server(), compat_server()
+    _server.py   the native server: ports, start, stop       _call.py  serving a call       _context.py  what a handler sees of it
     _compat.py   everything that knows grpcio's private interface
+    _sync.py     the lock and the condition variable that grpcio's server code waits on there
 
 A handler that parks (gmp.sleep, a channel, the request iterator, a yield of a streaming response) may go on in another OS thread, so
 it must not hold a threading.RLock while it does; gmp.sync has locks that belong to goroutines.
@@ -21,6 +25,7 @@ it must not hold a threading.RLock while it does; gmp.sync has locks that belong
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +38,16 @@ except ModuleNotFoundError as error:
         "gmp.grpc needs grpcio, which is not installed: pip install gmp-runtime[grpc]", name="grpc"
     ) from None
 
+from gmp import _core
 from gmp.grpc import _compat
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["server"]
+__all__ = ["compat_server", "is_native", "server"]
+
+is_native: bool = hasattr(_core, "GrpcServer")
+"""Whether this build has the native server: it was built with libnghttp2."""
 
 # A server of grpcio refuses calls at random when more than 1,000 wait to be accepted, and any more when it is 3,000: sensible where
 # each needs a thread.  maximum_concurrent_rpcs is the limit to set here.
@@ -55,7 +64,41 @@ def server(
 ) -> grpc.Server:
     """Return a server that runs every RPC in a goroutine of its own.
 
-    Takes what grpc.server takes, apart from the thread pool.  Raises RuntimeError if the installed grpcio is not of a known shape.
+    Takes what grpc.server takes, apart from the thread pool.  Where gmp was built without libnghttp2 this is compat_server(), and a
+    RuntimeWarning says so once.
+    """
+    if not is_native:
+        warnings.warn(
+            "gmp was built without libnghttp2: gmp.grpc.server is grpcio's server on goroutines; for the native one install "
+            "libnghttp2-dev and pkg-config and build gmp again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return compat_server(handlers, interceptors, options, maximum_concurrent_rpcs, compression, xds)
+    if xds:
+        raise ValueError("the native server does not know xDS: use gmp.grpc.compat_server")
+    from gmp.grpc._server import Server
+
+    return Server(
+        () if handlers is None else handlers,
+        () if interceptors is None else interceptors,
+        () if options is None else options,
+        maximum_concurrent_rpcs,
+        compression,
+    )
+
+
+def compat_server(
+    handlers: Sequence[grpc.GenericRpcHandler] | None = None,
+    interceptors: Sequence[grpc.ServerInterceptor] | None = None,
+    options: Sequence[tuple[str, Any]] | None = None,
+    maximum_concurrent_rpcs: int | None = None,
+    compression: grpc.Compression | None = None,
+    xds: bool = False,
+) -> grpc.Server:
+    """Return grpcio's own server with goroutines in place of its thread pool.
+
+    For what the native server does not do.  Raises RuntimeError if the installed grpcio is not of a known shape.
     """
     return _compat.create_server(
         () if handlers is None else handlers,

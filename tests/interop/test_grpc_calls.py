@@ -1,4 +1,7 @@
-"""gmp.grpc: what a client and a handler see of each other.  Servers and clients share this process; all is on the loopback."""
+"""gmp.grpc: what a client and a handler see of each other.  Servers and clients share this process; all is on the loopback.
+
+Each test runs on both servers, server() and compat_server(), but for those that concern one of them.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +29,28 @@ grpc = pytest.importorskip("grpc")
 import gmp.grpc  # noqa: E402
 from gmp.protos import helloworld_pb2, helloworld_pb2_grpc  # noqa: E402
 
+MAKERS = {"native": gmp.grpc.server, "compat": gmp.grpc.compat_server}
 SERVICE = "test.Calls"
 LONG = 20.0  # seconds: more than anything here takes
 
 
+@pytest.fixture(autouse=True, params=MAKERS)
+def kind_of_server(request, monkeypatch):
+    """What gmp.grpc.server is in the test."""
+    only = request.node.get_closest_marker("server")
+    if only and request.param not in only.args:
+        pytest.skip("concerns the other server")
+    if request.param == "native" and not gmp.grpc.is_native:
+        pytest.skip("built without libnghttp2")
+    monkeypatch.setattr(gmp.grpc, "server", MAKERS[request.param])
+    monkeypatch.setenv("GMP_TEST_SERVER", "server" if request.param == "native" else "compat_server")
+    return request.param
+
+
 @contextlib.contextmanager
-def serving(*, registered=False, make=gmp.grpc.server, **handlers_and_options):
+def serving(*, registered=False, make=None, **handlers_and_options):
     """Start a server with the given method handlers, yield it and a channel to it, stop it."""
+    make = make or gmp.grpc.server
     handlers = {k: v for k, v in handlers_and_options.items() if isinstance(v, grpc.RpcMethodHandler)}
     server = make(**{k: v for k, v in handlers_and_options.items() if k not in handlers})
     if registered:
@@ -61,6 +79,7 @@ su, ss = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_han
 
 
 def run(code):
+    code = code.replace("gmp.grpc.server(", f"gmp.grpc.{os.environ['GMP_TEST_SERVER']}(")
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=50)
 
 
@@ -653,6 +672,7 @@ def test_reflection_lists_services():
 # -- beside other servers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.server("compat")
 def test_ordinary_servers_stay_ordinary():
     import grpc._server
 
@@ -824,11 +844,13 @@ def test_the_process_ends_with_a_call_parked(ending):
 # -- without grpcio, with a strange grpcio -----------------------------------------------------------------------------
 
 
+@pytest.mark.server("native")
 def test_import_gmp_does_not_import_grpc():
     done = run("import gmp, sys; print('grpc' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 
 
+@pytest.mark.server("native")
 def test_without_grpcio():
     done = run(
         """
@@ -845,6 +867,7 @@ def test_without_grpcio():
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.server("compat")
 @pytest.mark.parametrize(
     "change",
     [

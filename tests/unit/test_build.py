@@ -87,12 +87,20 @@ print(ffi.string(lib.gmp_version()).decode())
 """
 
 
+def _is_native() -> bool:
+    from gmp import _core
+
+    return hasattr(_core, "GrpcServer")
+
+
 def test_wheel_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
         [info] = [n for n in names if n.endswith(".dist-info/METADATA")]
         description = z.read(info).decode()
     assert [n for n in names if n.endswith(".so")] == ["gmp/_core" + str(sysconfig.get_config_var("EXT_SUFFIX"))]
+    bundled = [n for n in names if n.startswith("gmp/libnghttp2.so")]
+    assert len(bundled) == _is_native()
     expected = {"__init__.py", "py.typed", "_core.pyi", "_ffi.py"}
     stubs = ("__init__.py", "helloworld_pb2.py", "helloworld_pb2.pyi", "helloworld_pb2_grpc.py")
     expected |= {f"protos/{n}" for n in stubs}
@@ -253,6 +261,37 @@ def test_pip_shows_the_sentence(build_python: Path, tree: Path, tmp_path: Path) 
     assert done.returncode
     assert "error: gmp-runtime: needs a C compiler, and /nonexistent/cc was not found" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+WITHOUT_NGHTTP2 = """
+import warnings
+import gmp.grpc
+with warnings.catch_warnings(record=True) as caught:
+    server = gmp.grpc.server()
+print(gmp.grpc.is_native, type(server).__module__, *(w.message for w in caught))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_build_without_libnghttp2(build_python: Path, tree: Path, tmp_path: Path) -> None:
+    """Says what is missing, and yields gmp without the native server."""
+    pytest.importorskip("grpc")
+    env = {"PKG_CONFIG": "/nonexistent/pkg-config"}
+    folders = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
+    done = setup_py(build_python, tree, "", "--quiet", "build_ext", *folders, **env)
+    assert done.returncode == 0, done.stderr
+    said = "warning: gmp-runtime: /nonexistent/pkg-config was not found: building without the native gRPC server"
+    assert said in done.stderr
+    assert "apt-get install libnghttp2-dev" in done.stderr
+    done = setup_py(build_python, tree, "", "--quiet", "build_py", *folders[:2], **env)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "lib/gmp").glob("libnghttp2*"))
+    said = run(
+        sys.executable, "-P", "-c", WITHOUT_NGHTTP2, env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
+    ).stdout
+    assert said.startswith("False grpc._server gmp was built without libnghttp2: "), said
+    assert "libnghttp2-dev" in said
 
 
 def test_build_without_grpcio_tools(build_python: Path, tree: Path, tmp_path: Path) -> None:

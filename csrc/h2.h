@@ -1,0 +1,353 @@
+/* h2.h: a gRPC server's engine: HTTP/2 connections on libnghttp2, driven by native goroutines.  Knows nothing of Python.
+ *
+ * The parts
+ *   H2Server  listeners, connections, and the queue of calls that wait for the application
+ *   H2Conn    a socket and its nghttp2 session.  Whoever holds H2Conn.lock is its owner and may touch the session: its own
+ *             native goroutine (h2_conn.c: conn_main), or an application thread that flushes what it has just posted
+ *   H2Stream  a call.  Incoming messages are queued for the application under H2Stream.lock; what the application wants
+ *             done it posts to the connection as an H2Op, without a lock and without waiting
+ *   H2Method  a path the application knows, so that calls of it come with what it has noted down for it
+ *
+ * Files: h2_conn.c (a connection's goroutine, flushing, its end), h2_frames.c (the session: calls from frames, frames from what was
+ * posted), h2_stream.c (a call as the application sees it), h2_io.c (bytes to and from the descriptor), h2_server.c (listeners,
+ * connections, the queue of calls, drain), h2_native.c (native goroutines).
+ *
+ * Lock order: servers_lock < H2Server.lock < H2Conn.lock < H2Stream.lock < H2Server.ready_lock < the scheduler's.  None is held while parked.
+ */
+#ifndef GMP_H2_H
+#define GMP_H2_H
+
+#include <sys/socket.h>
+
+#include "chan.h"
+#include "netpoll.h"
+
+typedef struct H2Server H2Server;
+typedef struct H2Conn H2Conn;
+typedef struct H2Stream H2Stream;
+typedef struct H2Method H2Method;
+typedef struct H2Msg H2Msg;
+typedef struct H2Op H2Op;
+typedef struct H2Io H2Io;
+typedef struct H2Buf H2Buf;
+
+/* Times in ns; 0: never. */
+typedef struct H2Options {
+    int64_t max_recv;             /* bytes of a received message; negative: any */
+    uint32_t max_streams;         /* calls at once on a connection; 0: any */
+    uint32_t stream_window;       /* bytes of one call that are received before the application asks for them */
+    uint32_t conn_window;         /* the same for the connection as a whole */
+    uint32_t max_headers;         /* bytes of a call's metadata */
+    uint32_t max_frame;           /* bytes of a received frame */
+    int64_t keepalive_time;       /* silence after which a ping is sent */
+    int64_t keepalive_timeout;    /* and how long its answer may take */
+    int64_t min_ping_interval;    /* pings that come faster, without data in between, are strikes */
+    int32_t max_ping_strikes;     /* 0: any number */
+    bool keepalive_without_calls; /* send them, and allow the client to, while there is no call */
+    int64_t max_idle, max_age, max_age_grace;
+    int64_t handshake_timeout;
+} H2Options;
+
+/* gRPC status codes that the engine itself uses. */
+enum {
+    GRPC_OK = 0,
+    GRPC_CANCELLED = 1,
+    GRPC_UNKNOWN = 2,
+    GRPC_DEADLINE_EXCEEDED = 4,
+    GRPC_RESOURCE_EXHAUSTED = 8,
+    GRPC_UNIMPLEMENTED = 12,
+    GRPC_INTERNAL = 13,
+    GRPC_UNAVAILABLE = 14
+};
+
+/* Message encodings, also as bits 1 << n. */
+enum { ENC_IDENTITY, ENC_DEFLATE, ENC_GZIP, ENC_OTHER };
+
+/* A list of names and values, one after the other: two lengths, then the bytes. */
+typedef struct H2Pair {
+    uint32_t nlen, vlen;
+    const char *name, *value;
+} H2Pair;
+#define H2_PAIR_HEAD (2 * sizeof(uint32_t))
+const char *h2_pair(const char *at, H2Pair *pair); /* reads one; returns where the next begins */
+char *h2_put_pair(char *at, const char *n, uint32_t nl, const char *v, uint32_t vl);
+
+/* A received message. */
+struct H2Msg {
+    H2Msg *next;
+    uint32_t len;
+    bool compressed;
+    char data[];
+};
+
+/* What the application wants done. */
+enum {
+    OP_HEAD = 1,    /* send the initial metadata now */
+    OP_MESSAGE = 2, /* send a message */
+    OP_STATUS = 4,  /* send the status, the call is over for the application */
+    OP_ABORT = 8,   /* the same at once, without what is still queued */
+};
+struct H2Op {
+    H2Op *next;
+    H2Stream *st; /* a reference */
+    uint8_t kind;
+    uint8_t encoding; /* for grpc-encoding */
+    uint16_t nhead, ntrail;
+    uint32_t status;
+    /* In data: the framed message, the initial metadata, the status message (percent-encoded), the trailing metadata. */
+    uint32_t message, head, details, trail;
+    char data[];
+};
+
+/* Requests to the owner that need no data: bits of H2Stream.asked. */
+enum { ASK_CONSUME = 1, ASK_DEADLINE = 2, ASK_CANCEL = 4 };
+
+/* Why a call has ended for the application before it sent a status. */
+typedef enum H2End { END_NOT, END_RESET, END_LOST, END_DEADLINE, END_CANCEL, END_TOO_LARGE, END_STATUS } H2End;
+
+#define H2_INLINE_HEAD 192
+
+struct H2Stream {
+    uint32_t refs; /* atomic: the session's, the application's, one per op, one of the timer */
+    int32_t id;
+    H2Conn *conn;     /* a reference */
+    H2Method *method; /* NULL: not known */
+    int64_t started;  /* nanotime */
+    int64_t deadline; /* nanotime, 0: none */
+
+    /* The request's head: constant once it was handed over. */
+    char *head; /* path, then pairs; inlined or on the heap */
+    uint32_t head_len, head_cap, path_len;
+    uint32_t npairs;
+    uint8_t encoding, accepts; /* of its messages; bits of what it takes */
+    bool post, grpc, bad;      /* :method is POST, content-type is application/grpc, something is beyond the limits */
+
+    /* Owner. */
+    uint8_t prefix[5], nprefix;
+    H2Msg *partial;
+    uint32_t got; /* bytes of partial */
+    bool offered; /* is or was in a list for the application */
+    bool closed;  /* gone from the session */
+    bool head_sent, status_sent, deferred;
+    bool remote_closed;
+    H2Op *out_first, *out_last; /* messages and status to send */
+    uint32_t out_off;           /* bytes of out_first's message that went out */
+    H2Stream *next, *prev;      /* of the connection */
+    Timer timer;
+    bool timing;
+
+    /* lock */
+    Mutex lock;
+    H2Msg *first, *last;
+    uint32_t queued; /* bytes in them, prefixes included */
+    uint32_t held;   /* received bytes that flow control was not told of */
+    uint32_t take;   /* bytes the application took since it was told last */
+    uint8_t ended;   /* H2End; atomic for readers without the lock */
+    bool half_closed;
+    bool notify; /* tell the application of an early end */
+    WaitQ readers, writers;
+
+    uint32_t out_queued; /* atomic: bytes posted and not yet on their way */
+    uint32_t want_room;  /* atomic: somebody waits in writers */
+    uint32_t asked;      /* atomic: ASK_... */
+    uint32_t cancel;     /* status for ASK_CANCEL */
+    H2Op ask;            /* the op that carries asked; kind 0 */
+
+    H2Stream *ready_next; /* ready_lock, or the owner's list of fresh ones */
+    uint8_t ready;        /* READY_...: why it is in the queue */
+    void *app;            /* the application's */
+    char inlined[H2_INLINE_HEAD];
+};
+
+/* What a descriptor's bytes go through.  read and write: bytes, 0 at the end (read), or a negative errno (-EAGAIN: wait).
+ * Owner only; neither blocks. */
+struct H2Io {
+    int (*open)(
+        H2Conn *
+            c); /* the first call: c->tls is the listener's, and may become the connection's; GMP_E...; NULL: nothing to do */
+    ssize_t (*read)(H2Conn *c, char *buf, size_t n);
+    ssize_t (*write)(H2Conn *c, const char *buf, size_t n);
+    void (*close)(H2Conn *c); /* the last call; NULL: nothing to do */
+};
+extern const H2Io h2_plain;
+
+struct H2Conn {
+    uint32_t refs; /* atomic */
+    H2Server *server;
+    int fd;
+    PollDesc *pd;
+    const H2Io *io;
+    void *tls; /* io's */
+    char peer[128];
+
+    Mutex lock; /* held by the owner */
+    struct nghttp2_session *session;
+    H2Stream *streams;
+    uint32_t nstreams; /* atomic for readers without the lock */
+    H2Buf *out;        /* while the owner flushes */
+    char *pending;     /* output that the socket did not take */
+    size_t pending_off, pending_len;
+    bool write_waiting; /* a goroutine waits until it does */
+    bool broken;        /* the socket or the session failed */
+    bool dead;          /* closed; atomic for readers without the lock */
+    bool greeted;       /* the client's settings have come */
+    bool draining, last_goaway, killed;
+    bool more;                          /* the last flush was cut short */
+    bool parting;                       /* close once everything is written */
+    bool timer_on;                      /* timer was armed, with a reference */
+    H2Stream *fresh_first, *fresh_last; /* calls that came in this turn */
+    uint32_t nfresh;
+
+    int64_t last_read;                                /* atomic for readers without the lock */
+    int64_t opened, idle_since, last_ping, ping_sent; /* nanotime */
+    int64_t drain_by;
+    int32_t strikes;
+    bool data_sent; /* since the last ping that counted */
+
+    H2Op *outbox;        /* atomic: a stack; see h2_post */
+    uint32_t unflushed;  /* atomic: posted since the last flush */
+    Timer timer;         /* housekeeping */
+    uint32_t chores;     /* atomic: CHORE_... */
+    H2Conn *next, *prev; /* H2Server.lock */
+    H2Conn *dirty_next;  /* H2Server.dirty_lock */
+    bool dirty;
+};
+enum { CHORE_TIMER = 1, CHORE_DRAIN = 2, CHORE_KILL = 4 };
+
+struct H2Method {
+    H2Method *next; /* of the bucket; never unlinked */
+    uint32_t hash, len;
+    bool unary; /* takes one request: handed over with it */
+    void *app;
+    char path[];
+};
+#define H2_BUCKETS 256
+
+typedef struct H2Listener {
+    struct H2Listener *next;
+    H2Server *server;
+    int fd;
+    PollDesc *pd;
+    const H2Io *io;
+    void *tls; /* handed to io's connections */
+    bool running;
+} H2Listener;
+
+enum { READY_CALL = 1, READY_END = 2 };
+
+struct H2Server {
+    uint32_t refs; /* atomic */
+    H2Options options;
+    H2Method *methods[H2_BUCKETS]; /* atomic heads */
+
+    Mutex lock;
+    H2Server *next; /* of those that run; servers_lock */
+    H2Listener *listeners;
+    H2Conn *conns;
+    uint32_t nconns, naccepting;
+    bool started, draining, killed;
+
+    Mutex ready_lock;
+    H2Stream *ready_first, *ready_last;
+    uint32_t nready; /* atomic for readers without the lock */
+    bool done;       /* drained: nothing will come any more */
+    WaitQ takers;
+
+    Mutex dirty_lock;
+    H2Conn *dirty;       /* that have something posted and not flushed; atomic for readers without the lock */
+    int64_t dirty_since; /* nanotime of the oldest; atomic for readers without the lock */
+
+    /* Counters; atomic. */
+    uint64_t accepted, calls, resets;
+};
+
+/* ---- h2_server.c ---- */
+/* In the child of a fork: forgets all servers, whose locks may be held for ever, and closes their descriptors. */
+void h2_afterfork_child(void);
+H2Server *h2_server_new(const H2Options *options);
+void h2_server_free(H2Server *srv);
+void h2_server_unref(H2Server *srv);
+/* The listening, non-blocking fd becomes the server's.  0 or an errno. */
+int h2_listen(H2Server *srv, int fd, const H2Io *io, void *tls);
+int h2_start(H2Server *srv);
+/* No new connections, and no new calls on the ones there are; those under way go on. */
+void h2_drain(H2Server *srv);
+/* Ends them, too. */
+void h2_kill(H2Server *srv);
+/* Parks until a call is there for the application, or (READY_END) one that has ended early and is to be told so: with a reference.
+ * GMP_ECLOSED: drained, and nothing will come any more. */
+int h2_take(H2Server *srv, H2Stream **st, int *why);
+/* Sends what was posted, on the calling thread, but for what others are sending.  False: there was nothing. */
+bool h2_flush_dirty(H2Server *srv);
+/* The same for all servers that run: for Sched.before_idle. */
+bool h2_flush_all(void);
+/* What was posted FLUSH_NS ago and more is sent by native goroutines, now.  For all servers: Sched.overdue. */
+void h2_flush_overdue(H2Server *srv);
+void h2_flush_all_overdue(void);
+/* The method for a path is known from now on; the first one counts.  NULL: no memory. */
+H2Method *h2_learn(H2Server *srv, const char *path, uint32_t len, bool unary, void *app);
+H2Method *h2_find(H2Server *srv, const char *path, uint32_t len);
+void h2_ready(H2Server *srv, H2Stream *first, H2Stream *last, uint32_t n, int why);
+void h2_conn_gone(H2Conn *c);
+void h2_mark_dirty(H2Conn *c);
+
+/* ---- h2_stream.c: for the application ---- */
+void h2_stream_ref(H2Stream *st);
+void h2_stream_unref(H2Stream *st);
+/* An op with room for data.  NULL: no memory. */
+H2Op *h2_op_new(H2Stream *st, int kind, size_t data);
+void h2_op_free(H2Op *op);
+/* Hands op over, to be sent by the next h2_flush_dirty. */
+void h2_post(H2Op *op);
+void h2_ask(H2Stream *st, uint32_t what, bool flush);
+/* Ends the call from the application's side, as a client's cancellation would; the client gets this status. */
+void h2_cancel(H2Stream *st, uint32_t status);
+/* The next message, NULL at the end of the requests.  GMP_OK; GMP_ECLOSED: the call has ended; GMP_ETIMEDOUT, GMP_EINTR. */
+int h2_recv(H2Stream *st, H2Msg **msg, int64_t timeout);
+bool h2_recv_ready(H2Stream *st); /* it would not wait */
+/* Parks until the client has taken so much of what was posted that more may be. */
+int h2_wait_room(H2Stream *st, int64_t timeout);
+#define H2_ROOM (64 * 1024)
+static inline bool
+h2_has_room(H2Stream *st)
+{
+    return atomic_load_relaxed(&st->out_queued) <= H2_ROOM;
+}
+static inline H2End
+h2_ended(H2Stream *st)
+{
+    return (H2End)atomic_load_acquire(&st->ended); /* pairs with end_stream */
+}
+/* Ask to be told (READY_END) when the call ends early.  False: it has. */
+bool h2_notify_end(H2Stream *st);
+/* The application has sent its status: from now on nothing ends it early.  False: it was ended before. */
+bool h2_finish(H2Stream *st);
+
+/* ---- h2_conn.c: for h2_server.c and h2_stream.c ---- */
+/* A connection on fd, run by a goroutine of its own. */
+int h2_conn_start(H2Server *srv, int fd, const H2Io *io, void *tls, const struct sockaddr_storage *peer, socklen_t len);
+void h2_conn_unref(H2Conn *c);
+void h2_conn_chore(H2Conn *c, uint32_t what);
+void h2_conn_flush(H2Conn *c);
+void h2_conn_kick(H2Conn *c); /* its goroutine has a look */
+
+/* ---- h2_io.c ---- */
+void h2_io_afterfork_child(void);
+#define H2_IN (64 * 1024)
+#define H2_OUT (96 * 1024)
+struct H2Buf {
+    H2Buf *next;
+    size_t len; /* of out */
+    char in[H2_IN];
+    char out[H2_OUT];
+};
+H2Buf *h2_buf_get(void); /* NULL: no memory */
+void h2_buf_put(H2Buf *b);
+void h2_peer_name(char *out, size_t size, const struct sockaddr_storage *peer, socklen_t len);
+
+/* ---- h2_native.c ---- */
+#define H2_SET (&scheds[SET_NATIVE])
+int h2_native_start(void);                   /* the native set runs */
+int h2_go(void (*fn)(void *arg), void *arg); /* GMP_ENOMEM */
+
+#endif

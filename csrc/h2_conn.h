@@ -1,0 +1,29 @@
+/* h2_conn.h: what h2_conn.c, h2_frames.c and h2_stream.c are to each other. */
+#ifndef GMP_H2_CONN_H
+#define GMP_H2_CONN_H
+
+#include <nghttp2/nghttp2.h>
+
+#include "h2.h"
+
+#define OUT_RESERVE (20 * 1024) /* more than one frame that nghttp2 writes itself */
+#define FLUSH_EVERY 64          /* ops posted, until a native goroutine is woken to send them */
+
+/* ---- h2_stream.c ---- */
+/* The call has ended for the application, unless it has already.  Any thread. */
+void h2_end_stream(H2Stream *st, H2End why);
+/* n bytes that were posted are on their way, or dropped. */
+void h2_out_gone(H2Stream *st, uint32_t n);
+void h2_deadline_due(void *arg, uint32_t seq); /* of the call's timer; drops its reference */
+
+/* ---- h2_frames.c: for the owner ---- */
+nghttp2_session *h2_session_new(H2Conn *c); /* NULL: no memory */
+/* Does what was posted.  When the connection is dead: drops it. */
+void h2_drain_outbox(H2Conn *c);
+void h2_hand_over(H2Conn *c); /* the calls that came, to the application */
+/* The session has let go of st. */
+void h2_stream_gone(H2Conn *c, H2Stream *st, H2End why);
+void h2_goaway(H2Conn *c);             /* no new calls from here on; once */
+extern const uint8_t h2_drain_ping[8]; /* its answer: the client knows that we are about to go */
+
+#endif

@@ -1,0 +1,830 @@
+/* h2_frames.c: the connection's owner and its session: calls from frames, frames from what was posted.
+ *
+ * Flow control.  The connection's window is given back as data arrives, so that a call whose application does not read holds up
+ * no other one.  A call's own window is given back while no complete message waits for its application; beyond that it is held back
+ * (H2Stream.held) until the application takes messages.  So a call has at most one window and one message in memory.
+ *
+ * Whatever is wrong with one call ends that call with a gRPC status (fail_stream); what is wrong with the connection is nghttp2's to
+ * find, and ends the connection.
+ */
+#include "h2_conn.h"
+
+#include <stdio.h>
+
+#define HAND_OVER_EVERY 32 /* calls of one turn: the application starts on them while the rest is parsed */
+#define STACK_NVA 32
+
+/* ---- what goes out (owner) ---- */
+
+static int begin_response(H2Conn *c, H2Stream *st, const H2Op *op, bool only_trailers);
+
+static inline nghttp2_nv
+nv_static(const char *name, size_t nlen, const char *value, size_t vlen)
+{
+    return (nghttp2_nv){(uint8_t *)name, (uint8_t *)value, nlen, vlen,
+                        NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE};
+}
+#define NV(name, value) nv_static(name, sizeof(name) - 1, value, sizeof(value) - 1)
+
+static size_t
+put_pairs(nghttp2_nv *nva, const char *at, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        H2Pair p;
+        at = h2_pair(at, &p);
+        nva[i] = (nghttp2_nv){(uint8_t *)p.name, (uint8_t *)p.value, p.nlen, p.vlen, NGHTTP2_NV_FLAG_NONE};
+    }
+    return n;
+}
+
+static size_t
+put_status(nghttp2_nv *nva, const H2Op *op, char *digits)
+{
+    size_t n = 0;
+    if (op->status == GRPC_OK) {
+        nva[n++] = NV("grpc-status", "0");
+    }
+    else {
+        int len = snprintf(digits, 12, "%u", op->status);
+        nva[n++] =
+            (nghttp2_nv){(uint8_t *)"grpc-status", (uint8_t *)digits, 11, (size_t)len, NGHTTP2_NV_FLAG_NO_COPY_NAME};
+    }
+    const char *at = op->data + op->message + op->head;
+    if (op->details != 0)
+        nva[n++] =
+            (nghttp2_nv){(uint8_t *)"grpc-message", (uint8_t *)at, 12, op->details, NGHTTP2_NV_FLAG_NO_COPY_NAME};
+    return n + put_pairs(nva + n, at + op->details, op->ntrail);
+}
+
+static nghttp2_nv *
+nva_for(nghttp2_nv *stack, size_t n)
+{
+    return n <= STACK_NVA ? stack : malloc(n * sizeof(nghttp2_nv));
+}
+
+static int
+submit_trailer(H2Conn *c, H2Stream *st, const H2Op *op)
+{
+    nghttp2_nv stack[STACK_NVA], *nva = nva_for(stack, 2u + op->ntrail);
+    char digits[12];
+    if (nva == NULL)
+        return NGHTTP2_ERR_NOMEM;
+    size_t n = put_status(nva, op, digits);
+    int r = nghttp2_submit_trailer(c->session, st->id, nva, n);
+    if (nva != stack)
+        free(nva);
+    st->status_sent = true;
+    return r;
+}
+
+static void
+out_pop(H2Stream *st)
+{
+    H2Op *op = st->out_first;
+    st->out_first = op->next;
+    if (st->out_first == NULL)
+        st->out_last = NULL;
+    st->out_off = 0;
+    h2_op_free(op); /* not the last reference: the session has one */
+}
+
+static void
+out_drop(H2Stream *st)
+{
+    uint32_t dropped = 0;
+    while (st->out_first != NULL) {
+        dropped += st->out_first->message - st->out_off;
+        out_pop(st);
+    }
+    if (dropped != 0)
+        h2_out_gone(st, dropped);
+}
+
+/* How much may go into the next DATA frame.  The bytes themselves are taken by on_send_data. */
+static ssize_t
+on_read_data(nghttp2_session *session, int32_t id, uint8_t *buf, size_t length, uint32_t *flags,
+             nghttp2_data_source *source, void *user)
+{
+    (void)session, (void)id, (void)buf;
+    H2Conn *c = user;
+    H2Stream *st = source->ptr;
+    size_t n = 0, off = st->out_off;
+    H2Op *op = st->out_first;
+    for (; op != NULL; op = op->next) {
+        n += op->message - off;
+        off = 0;
+        if (n > length) {
+            *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+            return (ssize_t)length;
+        }
+        if (op->kind & (OP_STATUS | OP_ABORT))
+            break;
+    }
+    if (op != NULL) {
+        *flags |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM;
+        if (submit_trailer(c, st, op) != 0)
+            return NGHTTP2_ERR_CALLBACK_FAILURE;
+    }
+    else if (n == 0) {
+        st->deferred = true;
+        return NGHTTP2_ERR_DEFERRED;
+    }
+    if (n != 0)
+        *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+    return (ssize_t)n;
+}
+
+static int
+on_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head, size_t length,
+             nghttp2_data_source *source, void *user)
+{
+    (void)session, (void)frame;
+    H2Conn *c = user;
+    H2Stream *st = source->ptr;
+    H2Buf *b = c->out;
+    if (b->len + 9 + length + OUT_RESERVE > H2_OUT)
+        return NGHTTP2_ERR_WOULDBLOCK;
+    char *to = b->out + b->len;
+    memcpy(to, head, 9);
+    to += 9;
+    for (size_t left = length; left != 0;) {
+        H2Op *op = st->out_first;
+        size_t n = op->message - st->out_off;
+        if (n > left)
+            n = left;
+        memcpy(to, op->data + st->out_off, n);
+        to += n;
+        left -= n;
+        st->out_off += (uint32_t)n;
+        if (st->out_off == op->message && !(op->kind & (OP_STATUS | OP_ABORT)))
+            out_pop(st);
+    }
+    b->len += 9 + length;
+    c->data_sent = true;
+    h2_out_gone(st, (uint32_t)length);
+    return 0;
+}
+
+/* The response's HEADERS; with only_trailers they are all there is of it. */
+static int
+begin_response(H2Conn *c, H2Stream *st, const H2Op *op, bool only_trailers)
+{
+    static const char *const names[] = {"identity", "deflate", "gzip"};
+    nghttp2_nv stack[STACK_NVA], *nva = nva_for(stack, 6u + op->nhead + op->ntrail);
+    char digits[12];
+    if (nva == NULL)
+        return NGHTTP2_ERR_NOMEM;
+    size_t n = 0;
+    nva[n++] = NV(":status", "200");
+    nva[n++] = NV("content-type", "application/grpc");
+    if (op->encoding == ENC_DEFLATE || op->encoding == ENC_GZIP)
+        nva[n++] = nv_static("grpc-encoding", 13, names[op->encoding], strlen(names[op->encoding]));
+    int r;
+    if (only_trailers) {
+        n += put_status(nva + n, op, digits);
+        r = nghttp2_submit_response(c->session, st->id, nva, n, NULL);
+        st->status_sent = true;
+    }
+    else {
+        nva[n++] = NV("grpc-accept-encoding", "identity, deflate, gzip");
+        n += put_pairs(nva + n, op->data + op->message, op->nhead);
+        nghttp2_data_provider provider = {.source.ptr = st, .read_callback = on_read_data};
+        r = nghttp2_submit_response(c->session, st->id, nva, n, &provider);
+    }
+    st->head_sent = true;
+    if (nva != stack)
+        free(nva);
+    return r;
+}
+
+/* op was posted, or is the engine's own; it is freed. */
+static void
+apply(H2Conn *c, H2Op *op)
+{
+    H2Stream *st = op->st;
+    if (c->dead || st->closed || st->status_sent) {
+        if (op->message != 0)
+            h2_out_gone(st, op->message);
+        h2_op_free(op);
+        return;
+    }
+    if (op->kind & OP_ABORT)
+        out_drop(st);
+    if (!st->head_sent) {
+        bool only = (op->kind & (OP_STATUS | OP_ABORT)) && op->message == 0 && op->nhead == 0;
+        if (begin_response(c, st, op, only) != 0) {
+            nghttp2_submit_rst_stream(c->session, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_INTERNAL_ERROR);
+            only = true;
+        }
+        if (only) {
+            if (op->message != 0)
+                h2_out_gone(st, op->message);
+            h2_op_free(op);
+            return;
+        }
+    }
+    if (op->kind & (OP_MESSAGE | OP_STATUS | OP_ABORT)) {
+        op->next = NULL;
+        if (st->out_last != NULL)
+            st->out_last->next = op;
+        else
+            st->out_first = op;
+        st->out_last = op;
+        if (st->deferred) {
+            st->deferred = false;
+            nghttp2_session_resume_data(c->session, st->id);
+        }
+        return;
+    }
+    h2_op_free(op);
+}
+
+/* The engine ends a call: with a status, for a reason the application is told. */
+static void
+fail_stream(H2Conn *c, H2Stream *st, H2End why, uint32_t status, const char *text)
+{
+    st->offered = true; /* too late for a call that the application does not know yet */
+    h2_end_stream(st, why);
+    if (st->closed || st->status_sent)
+        return;
+    H2Op *op = h2_op_new(st, OP_ABORT, strlen(text));
+    if (op == NULL) {
+        nghttp2_submit_rst_stream(c->session, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_INTERNAL_ERROR);
+        return;
+    }
+    op->status = status;
+    op->details = (uint32_t)strlen(text);
+    memcpy(op->data, text, op->details);
+    apply(c, op);
+}
+
+static void
+answer(H2Conn *c, H2Stream *st)
+{
+    uint32_t asked = atomic_xchg(&st->asked, 0u); /* from here on st->ask may be pushed again */
+    if (c->dead || st->closed)
+        return;
+    if (asked & ASK_CONSUME) {
+        mutex_lock(&st->lock);
+        uint32_t n = st->take;
+        st->take = 0;
+        if (st->first == NULL || n > st->held)
+            n = st->held;
+        st->held -= n;
+        mutex_unlock(&st->lock);
+        if (n != 0 && !st->remote_closed)
+            nghttp2_session_consume_stream(c->session, st->id, n);
+    }
+    if (asked & ASK_CANCEL)
+        fail_stream(c, st, END_CANCEL, atomic_load_relaxed(&st->cancel),
+                    st->cancel == GRPC_CANCELLED ? "Cancelled on the server side" : "");
+    if (asked & ASK_DEADLINE)
+        fail_stream(c, st, END_DEADLINE, GRPC_DEADLINE_EXCEEDED, "Deadline Exceeded");
+}
+
+void
+h2_drain_outbox(H2Conn *c)
+{
+    H2Op *stack = atomic_xchg(&c->outbox, (H2Op *)NULL), *list = NULL;
+    while (stack != NULL) {
+        H2Op *op = stack;
+        stack = op->next;
+        op->next = list;
+        list = op;
+    }
+    while (list != NULL) {
+        H2Op *op = list;
+        H2Stream *st = op->st;
+        list = op->next;
+        if (op->kind != 0) {
+            apply(c, op);
+        }
+        else {
+            answer(c, st);
+            h2_stream_unref(st);
+        }
+    }
+}
+
+/* ---- what comes in (owner) ---- */
+
+static H2Stream *
+stream_of(nghttp2_session *session, int32_t id)
+{
+    return nghttp2_session_get_stream_user_data(session, id);
+}
+
+static int
+on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+{
+    H2Conn *c = user;
+    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST)
+        return 0;
+    H2Stream *st = malloc(sizeof *st);
+    if (st == NULL)
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
+    memset(st, 0, offsetof(H2Stream, inlined));
+    st->refs = 1;
+    st->id = frame->hd.stream_id;
+    st->conn = c;
+    atomic_xadd(&c->refs, 1u);
+    st->head = st->inlined;
+    st->head_cap = sizeof st->inlined;
+    st->ask.st = st;
+    st->next = c->streams;
+    if (c->streams != NULL)
+        c->streams->prev = st;
+    c->streams = st;
+    atomic_store_relaxed(&c->nstreams, c->nstreams + 1);
+    nghttp2_session_set_stream_user_data(session, st->id, st);
+    return 0;
+}
+
+/* Room for n more bytes in the head, or NULL: no memory, or beyond the limit. */
+static char *
+head_room(H2Conn *c, H2Stream *st, size_t n)
+{
+    size_t need = st->head_len + n;
+    if (need > c->server->options.max_headers)
+        return NULL;
+    if (need > st->head_cap) {
+        size_t cap = need * 2;
+        char *heap = malloc(cap);
+        if (heap == NULL)
+            return NULL;
+        memcpy(heap, st->head, st->head_len);
+        if (st->head != st->inlined)
+            free(st->head);
+        st->head = heap;
+        st->head_cap = (uint32_t)cap;
+    }
+    return st->head + st->head_len;
+}
+
+/* grpc-timeout: up to eight digits and a unit.  0: no such thing. */
+static int64_t
+parse_timeout(const uint8_t *s, size_t n)
+{
+    static const struct {
+        char unit;
+        int64_t ns;
+    } units[] = {{'n', 1}, {'u', 1000}, {'m', 1000000}, {'S', 1000000000}, {'M', 60000000000}, {'H', 3600000000000}};
+    if (n < 2 || n > 9)
+        return 0;
+    int64_t value = 0;
+    for (size_t i = 0; i + 1 < n; i++) {
+        if (s[i] < '0' || s[i] > '9')
+            return 0;
+        value = value * 10 + (s[i] - '0');
+    }
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (units[i].unit == s[n - 1])
+            return value == 0 ? 1 : value > INT64_MAX / 2 / units[i].ns ? INT64_MAX / 2 : value * units[i].ns;
+    return 0;
+}
+
+static int
+encoding_of(const uint8_t *s, size_t n)
+{
+    if (n == 4 && memcmp(s, "gzip", 4) == 0)
+        return ENC_GZIP;
+    if (n == 7 && memcmp(s, "deflate", 7) == 0)
+        return ENC_DEFLATE;
+    if (n == 8 && memcmp(s, "identity", 8) == 0)
+        return ENC_IDENTITY;
+    return ENC_OTHER;
+}
+
+static uint8_t
+encodings_in(const uint8_t *s, size_t n)
+{
+    uint8_t bits = 0;
+    while (n != 0) {
+        size_t end = 0;
+        while (end < n && s[end] != ',')
+            end++;
+        size_t a = 0, b = end;
+        while (a < b && s[a] == ' ')
+            a++;
+        while (b > a && s[b - 1] == ' ')
+            b--;
+        bits |= (uint8_t)(1 << encoding_of(s + a, b - a));
+        n -= end;
+        s += end;
+        if (n != 0) {
+            s++;
+            n--;
+        }
+    }
+    return bits;
+}
+
+#define IS(literal) (nlen == sizeof(literal) - 1 && memcmp(name, literal, sizeof(literal) - 1) == 0)
+
+static int
+on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name, size_t nlen, const uint8_t *value,
+          size_t vlen, uint8_t flags, void *user)
+{
+    H2Conn *c = user;
+    (void)flags;
+    if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST)
+        return 0;
+    H2Stream *st = stream_of(session, frame->hd.stream_id);
+    if (st == NULL || st->bad)
+        return 0;
+    if (name[0] == ':') {
+        if (IS(":path")) {
+            char *to = head_room(c, st, vlen);
+            if (to == NULL || st->head_len != 0) {
+                st->bad = true;
+                return 0;
+            }
+            memcpy(to, value, vlen);
+            st->head_len = st->path_len = (uint32_t)vlen;
+        }
+        else if (IS(":method")) {
+            st->post = vlen == 4 && memcmp(value, "POST", 4) == 0;
+        }
+        return 0;
+    }
+    if (nlen > 5 && memcmp(name, "grpc-", 5) == 0) {
+        if (IS("grpc-timeout")) {
+            int64_t ns = parse_timeout(value, vlen);
+            if (ns != 0)
+                st->deadline = nanotime() + ns;
+            return 0;
+        }
+        if (IS("grpc-encoding")) {
+            st->encoding = (uint8_t)encoding_of(value, vlen);
+            return 0;
+        }
+        if (IS("grpc-accept-encoding")) {
+            st->accepts |= encodings_in(value, vlen);
+            return 0;
+        }
+    }
+    else if (IS("content-type")) {
+        st->grpc = vlen >= 16 && memcmp(value, "application/grpc", 16) == 0 &&
+                   (vlen == 16 || value[16] == '+' || value[16] == ';');
+        return 0;
+    }
+    else if (IS("te") || IS("accept-encoding") || IS("content-length")) {
+        return 0;
+    }
+    char *to = head_room(c, st, H2_PAIR_HEAD + nlen + vlen);
+    if (to == NULL) {
+        st->bad = true;
+        return 0;
+    }
+    h2_put_pair(to, (const char *)name, (uint32_t)nlen, (const char *)value, (uint32_t)vlen);
+    st->head_len += (uint32_t)(H2_PAIR_HEAD + nlen + vlen);
+    st->npairs++;
+    return 0;
+}
+
+void
+h2_hand_over(H2Conn *c)
+{
+    if (c->fresh_first == NULL)
+        return;
+    H2Stream *first = c->fresh_first, *last = c->fresh_last;
+    uint32_t n = c->nfresh;
+    c->fresh_first = c->fresh_last = NULL;
+    c->nfresh = 0;
+    atomic_xadd_relaxed(&c->server->calls, (uint64_t)n);
+    h2_ready(c->server, first, last, n, READY_CALL);
+}
+
+/* st is for the application; the list's reference becomes the application's. */
+static void
+offer(H2Conn *c, H2Stream *st)
+{
+    if (st->offered)
+        return;
+    st->offered = true;
+    h2_stream_ref(st);
+    st->ready_next = NULL;
+    if (c->fresh_last != NULL)
+        c->fresh_last->ready_next = st;
+    else
+        c->fresh_first = st;
+    c->fresh_last = st;
+    if (++c->nfresh >= HAND_OVER_EVERY)
+        h2_hand_over(c);
+}
+
+static void
+plain_http_error(H2Conn *c, H2Stream *st, const char *status)
+{
+    nghttp2_nv nv = nv_static(":status", 7, status, 3);
+    st->offered = st->head_sent = st->status_sent = true;
+    nghttp2_submit_response(c->session, st->id, &nv, 1, NULL);
+}
+
+static void
+request_begun(H2Conn *c, H2Stream *st)
+{
+    st->started = nanotime();
+    if (st->bad) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, "received metadata size exceeds the limit");
+        return;
+    }
+    if (!st->post) {
+        plain_http_error(c, st, "405");
+        return;
+    }
+    if (!st->grpc) {
+        plain_http_error(c, st, "415");
+        return;
+    }
+    if (st->encoding == ENC_OTHER) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_UNIMPLEMENTED, "the compression of the request is not supported");
+        return;
+    }
+    st->method = h2_find(c->server, st->head, st->path_len);
+    if (st->deadline != 0) {
+        h2_stream_ref(st);
+        st->timing = true;
+        if (timer_arm(H2_SET, &st->timer, st->deadline, h2_deadline_due, st, 0) != GMP_OK) {
+            st->timing = false;
+            h2_stream_unref(st);
+        }
+    }
+    if (st->method == NULL || !st->method->unary)
+        offer(c, st);
+}
+
+static void
+message_complete(H2Conn *c, H2Stream *st)
+{
+    H2Msg *m = st->partial;
+    st->partial = NULL;
+    st->nprefix = 0;
+    m->next = NULL;
+    mutex_lock(&st->lock);
+    if (st->last != NULL)
+        st->last->next = m;
+    else
+        st->first = m;
+    st->last = m;
+    st->queued += m->len + 5;
+    waitq_wake(&st->readers);
+    mutex_unlock(&st->lock);
+    offer(c, st);
+}
+
+/* The five bytes before a message are there. */
+static bool
+message_begun(H2Conn *c, H2Stream *st)
+{
+    const uint8_t *p = st->prefix;
+    uint32_t len = (uint32_t)p[1] << 24 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 8 | p[4];
+    int64_t most = c->server->options.max_recv;
+    if (p[0] > 1) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_INTERNAL, "a message has a bad flag");
+        return false;
+    }
+    if (p[0] == 1 && st->encoding == ENC_IDENTITY) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_INTERNAL, "a message is compressed, but no grpc-encoding was named");
+        return false;
+    }
+    if (most >= 0 && len > most) {
+        char text[96];
+        snprintf(text, sizeof text, "SERVER: Received message larger than max (%u vs. %lld)", len, (long long)most);
+        fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, text);
+        return false;
+    }
+    H2Msg *m = malloc(sizeof *m + len);
+    if (m == NULL) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, "no memory for a message");
+        return false;
+    }
+    m->len = len;
+    m->compressed = p[0] == 1;
+    st->partial = m;
+    st->got = 0;
+    return true;
+}
+
+static int
+on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data, size_t len, void *user)
+{
+    H2Conn *c = user;
+    (void)flags;
+    H2Stream *st = stream_of(session, id);
+    nghttp2_session_consume_connection(session, len);
+    if (st == NULL)
+        return 0;
+    mutex_lock(&st->lock);
+    bool hold = st->first != NULL && st->ended == END_NOT;
+    if (hold)
+        st->held += (uint32_t)len;
+    bool ended = st->ended != END_NOT;
+    mutex_unlock(&st->lock);
+    if (!hold)
+        nghttp2_session_consume_stream(session, id, len);
+    if (ended)
+        return 0; /* nobody will read it */
+    while (len != 0) {
+        if (st->partial == NULL) {
+            while (st->nprefix < 5 && len != 0) {
+                st->prefix[st->nprefix++] = *data++;
+                len--;
+            }
+            if (st->nprefix < 5)
+                return 0;
+            if (!message_begun(c, st))
+                return 0;
+        }
+        H2Msg *m = st->partial;
+        size_t n = m->len - st->got;
+        if (n > len)
+            n = len;
+        memcpy(m->data + st->got, data, n);
+        st->got += (uint32_t)n;
+        data += n;
+        len -= n;
+        if (st->got == m->len)
+            message_complete(c, st);
+    }
+    return 0;
+}
+
+static void
+half_close(H2Conn *c, H2Stream *st)
+{
+    st->remote_closed = true;
+    if (st->nprefix != 0 && h2_ended(st) == END_NOT) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_INTERNAL, "the request ends within a message");
+        return;
+    }
+    mutex_lock(&st->lock);
+    st->half_closed = true;
+    while (waitq_wake(&st->readers))
+        ;
+    mutex_unlock(&st->lock);
+    if (!st->status_sent)
+        offer(c, st);
+}
+
+void
+h2_goaway(H2Conn *c)
+{
+    if (c->last_goaway)
+        return;
+    c->last_goaway = true;
+    nghttp2_submit_goaway(c->session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->session),
+                          NGHTTP2_NO_ERROR, NULL, 0);
+}
+
+const uint8_t h2_drain_ping[8] = "gmpdrain";
+
+static void
+on_ping(H2Conn *c, const nghttp2_frame *frame)
+{
+    const H2Options *o = &c->server->options;
+    if (frame->hd.flags & NGHTTP2_FLAG_ACK) {
+        if (memcmp(frame->ping.opaque_data, h2_drain_ping, 8) == 0)
+            h2_goaway(c);
+        else
+            c->ping_sent = 0;
+        return;
+    }
+    int64_t now = nanotime(), least = o->min_ping_interval;
+    if (c->nstreams == 0 && !o->keepalive_without_calls)
+        least = (int64_t)7200 * 1000000000;
+    if (c->data_sent) {
+        c->data_sent = false;
+        c->strikes = 0;
+    }
+    else if (c->last_ping != 0 && now - c->last_ping < least && ++c->strikes > o->max_ping_strikes &&
+             o->max_ping_strikes > 0) {
+        static const char text[] = "too_many_pings";
+        nghttp2_submit_goaway(c->session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->session),
+                              NGHTTP2_ENHANCE_YOUR_CALM, (const uint8_t *)text, sizeof text - 1);
+        c->parting = true;
+    }
+    c->last_ping = now;
+}
+
+static int
+on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+{
+    H2Conn *c = user;
+    H2Stream *st;
+    switch (frame->hd.type) {
+    case NGHTTP2_HEADERS:
+        st = stream_of(session, frame->hd.stream_id);
+        if (st == NULL)
+            break;
+        if (frame->headers.cat == NGHTTP2_HCAT_REQUEST)
+            request_begun(c, st);
+        if (frame->hd.flags & NGHTTP2_FLAG_END_STREAM)
+            half_close(c, st);
+        break;
+    case NGHTTP2_DATA:
+        if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) && (st = stream_of(session, frame->hd.stream_id)) != NULL)
+            half_close(c, st);
+        break;
+    case NGHTTP2_SETTINGS:
+        c->greeted = true;
+        break;
+    case NGHTTP2_PING:
+        on_ping(c, frame);
+        break;
+    default:
+        break;
+    }
+    return 0;
+}
+
+static int
+on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
+{
+    H2Conn *c = user;
+    if (frame->hd.type != NGHTTP2_HEADERS)
+        return 0;
+    c->data_sent = true;
+    if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
+        return 0;
+    H2Stream *st = stream_of(session, frame->hd.stream_id);
+    if (st != NULL && !st->remote_closed) /* the client need not send the rest */
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_NO_ERROR);
+    return 0;
+}
+
+/* The session has let go of st. */
+void
+h2_stream_gone(H2Conn *c, H2Stream *st, H2End why)
+{
+    st->closed = true;
+    if (st->prev != NULL)
+        st->prev->next = st->next;
+    else
+        c->streams = st->next;
+    if (st->next != NULL)
+        st->next->prev = st->prev;
+    atomic_store_relaxed(&c->nstreams, c->nstreams - 1);
+    if (st->timing && timer_del(&st->timer))
+        h2_stream_unref(st); /* else the timer fires at this moment, and drops it */
+    st->timing = false;
+    out_drop(st);
+    h2_end_stream(st, why);
+    h2_stream_unref(st);
+}
+
+static int
+on_stream_close(nghttp2_session *session, int32_t id, uint32_t error, void *user)
+{
+    H2Conn *c = user;
+    H2Stream *st = stream_of(session, id);
+    if (error != NGHTTP2_NO_ERROR)
+        atomic_xadd_relaxed(&c->server->resets, (uint64_t)1);
+    if (st != NULL) {
+        nghttp2_session_set_stream_user_data(session, id, NULL);
+        h2_stream_gone(c, st, END_RESET);
+        if (c->nstreams == 0)
+            c->idle_since = nanotime();
+    }
+    return 0;
+}
+
+nghttp2_session *
+h2_session_new(H2Conn *c)
+{
+    const H2Options *o = &c->server->options;
+    nghttp2_session_callbacks *cb = NULL;
+    nghttp2_option *opt = NULL;
+    nghttp2_session *session = NULL;
+    if (nghttp2_session_callbacks_new(&cb) != 0 || nghttp2_option_new(&opt) != 0)
+        goto done;
+    nghttp2_session_callbacks_set_on_begin_headers_callback(cb, on_begin_headers);
+    nghttp2_session_callbacks_set_on_header_callback(cb, on_header);
+    nghttp2_session_callbacks_set_on_frame_recv_callback(cb, on_frame);
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(cb, on_data);
+    nghttp2_session_callbacks_set_on_stream_close_callback(cb, on_stream_close);
+    nghttp2_session_callbacks_set_on_frame_send_callback(cb, on_frame_sent);
+    nghttp2_session_callbacks_set_send_data_callback(cb, on_send_data);
+    nghttp2_option_set_no_auto_window_update(opt, 1);
+    nghttp2_option_set_no_closed_streams(opt, 1);
+    if (nghttp2_session_server_new2(&session, cb, c, opt) != 0) {
+        session = NULL;
+        goto done;
+    }
+    nghttp2_settings_entry settings[5];
+    size_t n = 0;
+    settings[n++] = (nghttp2_settings_entry){NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, o->stream_window};
+    settings[n++] = (nghttp2_settings_entry){NGHTTP2_SETTINGS_MAX_FRAME_SIZE, o->max_frame};
+    settings[n++] = (nghttp2_settings_entry){NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, o->max_headers};
+    if (o->max_streams != 0)
+        settings[n++] = (nghttp2_settings_entry){NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, o->max_streams};
+    if (nghttp2_submit_settings(session, NGHTTP2_FLAG_NONE, settings, n) != 0 ||
+        nghttp2_session_set_local_window_size(session, NGHTTP2_FLAG_NONE, 0, (int32_t)o->conn_window) != 0) {
+        nghttp2_session_del(session);
+        session = NULL;
+    }
+done:
+    nghttp2_option_del(opt);
+    nghttp2_session_callbacks_del(cb);
+    return session;
+}

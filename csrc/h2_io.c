@@ -1,0 +1,116 @@
+/* h2_io.c: bytes to and from a connection's descriptor, buffers for them, names of peers. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "h2.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static ssize_t
+plain_read(H2Conn *c, char *buf, size_t n)
+{
+    for (;;) {
+        ssize_t r = recv(c->fd, buf, n, 0);
+        if (r >= 0)
+            return r;
+        if (errno != EINTR)
+            return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    }
+}
+
+static ssize_t
+plain_write(H2Conn *c, const char *buf, size_t n)
+{
+    for (;;) {
+        ssize_t r = send(c->fd, buf, n, MSG_NOSIGNAL);
+        if (r >= 0)
+            return r;
+        if (errno != EINTR)
+            return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+    }
+}
+
+const H2Io h2_plain = {.read = plain_read, .write = plain_write};
+
+/* ---- buffers: one per thread that is at work on a connection, not one per connection ---- */
+
+#define KEEP 8
+
+static Mutex buf_lock;
+static H2Buf *buf_free;
+static uint32_t nbuf_free;
+
+H2Buf *
+h2_buf_get(void)
+{
+    mutex_lock(&buf_lock);
+    H2Buf *b = buf_free;
+    if (b != NULL) {
+        buf_free = b->next;
+        nbuf_free--;
+    }
+    mutex_unlock(&buf_lock);
+    if (b == NULL)
+        b = malloc(sizeof *b);
+    if (b != NULL)
+        b->len = 0;
+    return b;
+}
+
+void
+h2_buf_put(H2Buf *b)
+{
+    mutex_lock(&buf_lock);
+    if (nbuf_free < KEEP) {
+        b->next = buf_free;
+        buf_free = b;
+        nbuf_free++;
+        b = NULL;
+    }
+    mutex_unlock(&buf_lock);
+    free(b);
+}
+
+void
+h2_io_afterfork_child(void)
+{
+    buf_lock = (Mutex){0};
+    buf_free = NULL;
+    nbuf_free = 0;
+}
+
+/* As grpcio's ServicerContext.peer() says it. */
+void
+h2_peer_name(char *out, size_t size, const struct sockaddr_storage *peer, socklen_t len)
+{
+    char host[INET6_ADDRSTRLEN] = "";
+    if (peer->ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)peer;
+        inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
+        snprintf(out, size, "ipv4:%s:%d", host, ntohs(in->sin_port));
+    }
+    else if (peer->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)peer;
+        if (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
+            inet_ntop(AF_INET, in6->sin6_addr.s6_addr + 12, host, sizeof host);
+            snprintf(out, size, "ipv4:%s:%d", host, ntohs(in6->sin6_port));
+        }
+        else {
+            inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof host);
+            snprintf(out, size, "ipv6:%%5B%s%%5D:%d", host, ntohs(in6->sin6_port));
+        }
+    }
+    else if (peer->ss_family == AF_UNIX) {
+        const struct sockaddr_un *un = (const struct sockaddr_un *)peer;
+        size_t n = len > offsetof(struct sockaddr_un, sun_path) ? len - offsetof(struct sockaddr_un, sun_path) : 0;
+        snprintf(out, size, "unix:%.*s", (int)n, un->sun_path);
+    }
+    else {
+        snprintf(out, size, "unknown:");
+    }
+}
