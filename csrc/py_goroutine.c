@@ -579,6 +579,7 @@ fill_from(PyG *pg, Goroutine *h)
     pg->created_code = h->from.code;
     pg->created_lasti = h->from.lasti;
     pg->nargs = 0;
+    pg->system = false;
     h->u.pg = pg;
 }
 
@@ -684,11 +685,7 @@ static PyObject *
 py_sleep(PyObject *module, PyObject *arg)
 {
     PyWait w = {0};
-    if (arg == Py_None) {
-        PyErr_SetString(PyExc_TypeError, "sleep() argument must be a number of seconds, not None");
-        return NULL;
-    }
-    if (py_timeout(arg, "sleep()", &w.timeout) < 0)
+    if (py_seconds(arg, "sleep()", &w.timeout) < 0)
         return NULL;
     if (w.timeout == 0)
         return py_gosched(module, NULL);
@@ -896,6 +893,8 @@ on_fault(int sig, siginfo_t *info, void *context)
     void *lo;
     bool guard;
     native_fault(info->si_addr);
+    if (py_quitting)
+        _exit(2);
     if (stack_find(info->si_addr, &cls, &lo, &guard) && guard && cls == STACK_PYTHON) {
         PyG *pg = (PyG *)slot_g(SCHED->cls, lo);
         char msg[400];
@@ -918,6 +917,7 @@ on_fault(int sig, siginfo_t *info, void *context)
         ssize_t ignored = write(2, msg, (size_t)n);
         (void)ignored;
     }
+    py_dump_faulting();
     /* On to whoever handled it before (faulthandler), or to the default action when the instruction faults again. */
     struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
     if ((old->sa_flags & SA_SIGINFO) != 0 && old->sa_sigaction != NULL) {
@@ -928,6 +928,8 @@ on_fault(int sig, siginfo_t *info, void *context)
     }
     else {
         signal(sig, SIG_DFL);
+        if (info->si_code <= 0)
+            raise(sig); /* it was sent: no instruction will fault again */
     }
 }
 
@@ -965,6 +967,7 @@ py_stop(void)
         return;
     go_home();
     py_report_failures();
+    py_uninstall_quit();
     py_stopped = true;
     sched_stop(SCHED);
 #if PY_VERSION_HEX < 0x030E0000
@@ -1011,6 +1014,7 @@ py_after_fork_child(PyObject *module, PyObject *unused)
     netpoll_afterfork_child();
     sched_afterfork_child(SCHED);
     tstate_afterfork_child(self);
+    py_time_afterfork_child();
     for (Failure *f = failures.next; f != &failures; f = f->next)
         f->collected = true; /* the parent's to report */
     failures.next = failures.prev = &failures;
@@ -1085,5 +1089,6 @@ goroutine_init(PyObject *module)
         return -1;
     }
     install_fault_handler();
+    py_install_quit();
     return py_self() == NULL ? -1 : 0; /* the importing thread, usually the main one, is adopted now */
 }
