@@ -916,7 +916,7 @@ lockosthread(void)
     if (mp->curg->stack_lo == NULL)
         return; /* a thread's own goroutine is locked to it for ever */
     mp->curg->lockedm = mp;
-    mp->picky = true;
+    mp->picky = mp->tied = true;
 }
 
 void
@@ -926,6 +926,7 @@ unlockosthread(void)
     if (mp->curg->stack_lo == NULL)
         return;
     mp->curg->lockedm = NULL;
+    mp->tied = false;
     mp->picky = !mp->ispool && mp->set->cls->own_threads;
 }
 

@@ -272,6 +272,7 @@ struct M {
     bool spinning;
     bool dead; /* its thread has ended; reused by the next adoption */
     bool ispool;
+    bool tied;  /* a goroutine is locked to it (lockosthread): it does not retire */
     bool picky; /* adopted, and runs only thread_g (Class.own_threads) */
     uint32_t id;
     uint32_t life; /* of this thread as an M: no two threads ever have the same, though they may use one M in turn */

@@ -646,7 +646,7 @@ stopm(M *mp)
         mutex_unlock(&sched->lock);
         return true;
     }
-    bool spare = mp->ispool && sched->npoolidle >= idle_ms_kept && !sched->stopping;
+    bool spare = mp->ispool && !mp->tied && sched->npoolidle >= idle_ms_kept && !sched->stopping;
     midleput(sched, mp);
     bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
     if (sched->npidle != sched->np)

@@ -1073,6 +1073,43 @@ TEST_P(proc_idle_threads_retire)
     quiet();
 }
 
+static void
+locked_and_parked(void *arg)
+{
+    M *mp = getm();
+
+    lockosthread();
+    for (int i = 0; i < 5; i++) {
+        atomic_store((G **)arg, getg());
+        gopark(NULL, NULL, WAIT_CHAN_RECEIVE);
+        CHECK(getm() == mp);
+    }
+    unlockosthread();
+    done();
+}
+
+/* A thread that a goroutine is locked to waits for it, however long. */
+TEST_P(proc_locked_threads_do_not_retire)
+{
+    static G *parked; /* atomic */
+
+    getm()->picky = true;
+    idle_m_ns = 1 * MS;
+    idle_ms_kept = 0;
+    go(locked_and_parked, &parked);
+    for (int i = 0; i < 5; i++) {
+        G *gp;
+        while ((gp = atomic_load(&parked)) == NULL || atomic_load(&gp->status) != G_WAITING)
+            gosleep(1 * MS);
+        gosleep(20 * MS);
+        atomic_store(&parked, (G *)NULL);
+        goready(gp);
+    }
+    wait_done(1);
+    wait_for_threads(2);
+    quiet();
+}
+
 /* Threads end while others are about to wake them. */
 TEST_P_LIMIT(proc_threads_retire_under_load, 60)
 {
