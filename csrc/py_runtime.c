@@ -175,8 +175,8 @@ py_set_idle_threads(PyObject *module, PyObject *args)
     unsigned int keep;
     if (!PyArg_ParseTuple(args, "dI", &seconds, &keep))
         return NULL;
-    idle_m_ns = (int64_t)(seconds * 1e9);
-    idle_ms_kept = keep;
+    atomic_store_relaxed(&idle_m_ns, (int64_t)(seconds * 1e9));
+    atomic_store_relaxed(&idle_ms_kept, keep);
     Py_RETURN_NONE;
 }
 

@@ -73,6 +73,7 @@ py_timer_chan(PyObject *module, PyObject *unused)
         return PyErr_NoMemory();
     }
     ch->timer->c = ch->c;
+    ch->timer->t.stoppable = true;
     return (PyObject *)ch;
 }
 
@@ -168,6 +169,7 @@ func_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (ft == NULL)
         return NULL;
     ft->call = Py_NewRef(call);
+    ft->t.stoppable = true;
     ft->life = forks;
     return (PyObject *)ft;
 }

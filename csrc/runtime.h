@@ -82,7 +82,9 @@ struct Timer {
     uint32_t life;   /* of the heap, when it was armed: another one means that a fork has emptied the heap since */
     uint16_t firing; /* calls of fn that go on now */
     bool stopping;   /* timer_stop waits for them */
-    TimerFn fn;      /* called without locks by whoever runs the timers; must not block */
+    bool
+        stoppable; /* set by who makes it: timer_stop works on it.  The others are not touched any more once fn is called */
+    TimerFn fn; /* called without locks by whoever runs the timers; must not block */
     void *arg;
     struct Timers *heap; /* atomic: where it is, or was last */
 };

@@ -646,7 +646,7 @@ stopm(M *mp)
         mutex_unlock(&sched->lock);
         return true;
     }
-    bool spare = mp->ispool && !mp->tied && sched->npoolidle >= idle_ms_kept && !sched->stopping;
+    bool spare = mp->ispool && !mp->tied && sched->npoolidle >= atomic_load_relaxed(&idle_ms_kept) && !sched->stopping;
     midleput(sched, mp);
     bool all_idle = sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters() == 0 && !sched->stopping;
     if (sched->npidle != sched->np)
@@ -680,7 +680,7 @@ stopm(M *mp)
         woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
     }
     else {
-        woken = note_sleep(&mp->park, spare ? idle_m_ns : timeout);
+        woken = note_sleep(&mp->park, spare ? atomic_load_relaxed(&idle_m_ns) : timeout);
     }
     mutex_lock(&sched->lock);
     if (!woken && spare && mp->idle && !sched->stopping) {

@@ -196,11 +196,13 @@ timers_run(Timers *ts, int64_t now)
         uint32_t seq = t->seq;
         remove_at(ts, 0);
         update_next(ts);
-        t->firing++;
+        bool stoppable = t->stoppable;
+        t->firing += stoppable;
         mutex_unlock(&ts->lock);
         fn(arg, seq);
         mutex_lock(&ts->lock);
-        t->firing--;
+        if (stoppable)
+            t->firing--;
     }
     next = ts->len ? ts->heap[0].when : 0;
     mutex_unlock(&ts->lock);

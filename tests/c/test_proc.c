@@ -1124,7 +1124,6 @@ TEST_P_LIMIT(proc_threads_retire_under_load, 60)
         if (round % 4 == 0)
             gosleep(200 * US);
     }
-    idle_m_ns = IDLE_M_NS;
     quiet();
 }
 

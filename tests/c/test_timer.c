@@ -280,6 +280,7 @@ TEST(timer_stop_waits_for_the_function)
     for (int round = 0; round < 300; round++) {
         Ticking *k = calloc(1, sizeof *k);
         atomic_store(&k->alive, 1u);
+        k->t.stoppable = true;
         CHECK_EQ(timer_add(&heap, &k->t, 1, tick, k, 0), 0);
         uint32_t seen = atomic_load(&ticks);
         while (round % 2 == 0 && atomic_load(&ticks) < seen + 3)
