@@ -11,13 +11,17 @@ import pytest
 PRELUDE = """
 import gmp, ctypes, faulthandler, os, signal, sys, threading, time
 ch = gmp.Chan()
+begun = []
 def inner():
+    begun.append(1)
     ch.recv()
 def worker():
     inner()
 def spawn(n):
     for _ in range(n):
         gmp.go(worker)
+    while len(begun) < n:
+        gmp.sleep(0.01)
     gmp.sleep(0.05)
 """
 

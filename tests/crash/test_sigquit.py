@@ -15,8 +15,14 @@ import signal
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 import gmp, os, subprocess, sys, threading, time
 ch = gmp.Chan()
+begun = []
 def inner():
+    begun.append(1)
     ch.recv()
+def settle(n):                          # until n workers have parked
+    while len(begun) < n:
+        gmp.sleep(0.01)
+    gmp.sleep(0.05)
 def worker():
     inner()
 def spawn(n):
@@ -63,7 +69,7 @@ def parts(text: str) -> list[str]:
 
 @pytest.mark.parametrize("doing", MAIN)
 def test_whatever_main_does(child, doing: str) -> None:
-    err = quit(child.start(PRELUDE + "spawn(3)\ngmp.sleep(0.05)\n" + MAIN[doing]))
+    err = quit(child.start(PRELUDE + "spawn(3)\nsettle(3)\n" + MAIN[doing]))
     assert "holds the GIL" not in err
     workers = [p for p in parts(err) if re.match(r"goroutine \d+ \[chan receive\]:\n", p) and "in worker" in p]
     assert len(workers) == 3, err
@@ -81,7 +87,7 @@ def test_whatever_main_does(child, doing: str) -> None:
 
 
 def test_a_call_that_holds_the_gil(child) -> None:
-    c = child.start(PRELUDE + "spawn(3)\ngmp.sleep(0.05)\nready()\nspawn(1)\nsum(range(1 << 62))\n")
+    c = child.start(PRELUDE + "spawn(3)\nsettle(3)\nready()\nspawn(1)\nsum(range(1 << 62))\n")
     assert c.readline() == "ready\n"
     time.sleep(0.3)
     os.kill(c.process.pid, signal.SIGQUIT)
@@ -107,9 +113,7 @@ def test_goroutines_that_have_not_begun(child) -> None:
 
 
 def test_waiting_time(child) -> None:
-    err = quit(
-        child.start(PRELUDE + "spawn(2)\ngmp.sleep(0.05)\ngmp._core._add_to_waits(185)\n" + MAIN["blocked in C"])
-    )
+    err = quit(child.start(PRELUDE + "spawn(2)\nsettle(2)\ngmp._core._add_to_waits(185)\n" + MAIN["blocked in C"]))
     assert len(re.findall(r"^goroutine \d+ \[chan receive, 3 minutes\]:$", err, re.M)) == 2
 
 
@@ -146,7 +150,7 @@ gmp.sleep(0.05)
 
 
 def test_thousands(child) -> None:
-    err = quit(child.start(PRELUDE + "spawn(5000)\ngmp.sleep(0.2)\n" + MAIN["parked"]))
+    err = quit(child.start(PRELUDE + "spawn(5000)\nsettle(5000)\n" + MAIN["parked"]))
     assert err.count("[chan receive]:\n") >= 5000
 
 
@@ -165,7 +169,7 @@ def test_from_inside(child, where: str, ask: str) -> None:
 
 
 def test_twice_at_once(child) -> None:
-    c = child.start(PRELUDE + "spawn(20000)\ngmp.sleep(0.5)\n" + MAIN["parked"])
+    c = child.start(PRELUDE + "spawn(20000)\nsettle(20000)\n" + MAIN["parked"])
     assert c.readline() == "ready\n"
     for _ in range(20):
         os.kill(c.process.pid, signal.SIGQUIT)
@@ -238,7 +242,7 @@ def test_in_a_forked_child(child, child_does: str) -> None:
         PRELUDE
         + f"""
 spawn(3)
-gmp.sleep(0.05)
+settle(3)
 r, w = os.pipe()
 pid = os.fork()
 if pid == 0:
