@@ -44,6 +44,15 @@
 #define GMP_TSAN 1
 #endif
 
+/* Reads words that other threads write, on purpose and without order: ThreadSanitizer should not look. */
+#if defined(GMP_TSAN) && defined(__clang__)
+#define GMP_RACY __attribute__((disable_sanitizer_instrumentation, noinline))
+#elif defined(GMP_TSAN)
+#define GMP_RACY __attribute__((no_sanitize("thread"), noinline))
+#else
+#define GMP_RACY
+#endif
+
 /* Prints "fatal error: gmp: ..." to stderr and aborts.  For our own bugs only.  Async-signal-safe enough for a crash. */
 GMP_NORETURN GMP_COLD void gmp_throw(const char *fmt, ...) GMP_PRINTF(1, 2);
 

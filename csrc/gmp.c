@@ -34,7 +34,7 @@ gmp_num_goroutine(void)
     int64_t n = 0;
 
     for (int set = 0; set < SETS; set++)
-        n += num_goroutine(&scheds[set]);
+        n += num_goroutine(&scheds[set]) - scheds[set].nsystem;
     return n;
 }
 

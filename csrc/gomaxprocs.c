@@ -14,6 +14,7 @@
  * moment more than n of them run, those of the Ps that went.
  */
 #include "proc.h"
+#include "trace.h"
 
 static uint32_t
 gcd(uint32_t a, uint32_t b)
@@ -59,6 +60,7 @@ schedinit(int set, const Class *cls, uint32_t nprocs)
     Sched *sched = &scheds[set];
     if (atomic_load(&sched->np) != 0)
         return GMP_OK;
+    debug_init();
     if (nprocs == 0 || nprocs > MAX_PROCS)
         return GMP_EINVAL;
     if (make_ps(sched, nprocs) < 0)

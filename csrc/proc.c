@@ -15,7 +15,7 @@
  */
 #include "proc.h"
 
-static uint64_t next_goid = 1;
+static uint64_t next_goid;
 
 #define GOID_BATCH 16
 #define LONG_QUEUE 16  /* so many are queued that a new goroutine will not run for a while */
@@ -233,7 +233,8 @@ goready_interrupt(G *gp, int code)
      * kept out by the lock that unlockf gives back, or by the timer that it arms. */
     while (atomic_load_acquire(&gp->status) != G_WAITING) /* pairs with set_status in commit */
         sys_thread_yield();
-    while (atomic_load_acquire(&gp->lastm->committing) == gp) /* pairs with the store in commit */
+    M *mp = atomic_load(&gp->set->committer);
+    while (atomic_load_acquire(&mp->committing) == gp) /* pairs with the store in commit */
         sys_thread_yield();
     goready(gp);
     return true;
@@ -389,6 +390,7 @@ malg_here(Sched *sched, const Class *cls)
         stack_free(cls->stack, lo);
         return NULL;
     }
+    atomic_store_release(&sched->classes[cls->index], cls); /* pairs with the acquire in trace_details */
     gp->stack_lo = lo;
     gp->status = G_DEAD;
     if (cls == sched->cls)
@@ -452,7 +454,7 @@ ginit(Sched *sched, G *gp, uint64_t goid, uint64_t parentid, void (*entry)(G *gp
     gp->lockedm = NULL;
     gp->lockedint = 0;
     gp->lockedext = 0;
-    gp->lastm = NULL;
+    gp->lastm = 0;
     gp->waitreason = WAIT_NONE;
     gp->interruptible = false;
     gobuf_init(&gp->sched, gp, gentry, gp);
@@ -673,8 +675,11 @@ commit(M *mp)
         if (GMP_UNLIKELY(prev->lockedm == NULL && prev->stack_lo == NULL))
             go_home(prev->set, mp, prev);
         bool guarded = prev->interruptible;
-        if (GMP_UNLIKELY(guarded))
+        if (GMP_UNLIKELY(guarded)) {
+            atomic_store_relaxed(&prev->set->committer, mp); /* ordered by the next line */
             atomic_store(&mp->committing, prev);
+        }
+        prev->waitsince = atomic_load_relaxed(&coarse_now);
         set_status(prev, G_RUNNING, G_WAITING);
         /* From here on prev may run elsewhere, unless unlockf says that it stays. */
         if (unlockf != NULL && !unlockf(prev, lock)) {
@@ -727,7 +732,7 @@ finish_switch(void)
         timers_run(&pp->timers, nanotime());
     if (cls->swap != NULL)
         cls->swap(prev, gp);
-    gp->lastm = mp;
+    gp->lastm = mp->life;
     p_exit(mp, pp);
 }
 

@@ -61,7 +61,10 @@ extern G gnobody;
 void locked_goexit(M *mp, G *gp); /* gp, which was locked to mp, has ended; in the scheduler */
 void wakep(Sched *sched);
 void handoffp(P *pp);
-void wakem(M *mp);                     /* that was taken off the idle list */
+bool feed(Sched *sched);      /* a thread could not be started for goroutines that wait: tries again.  sysmon only */
+extern uint32_t idle_ms_kept; /* for tests: IDLE_MS_KEPT */
+extern int64_t idle_m_ns;     /* for tests: IDLE_M_NS */
+void wakem(M *mp);            /* that was taken off the idle list */
 void pidleput(Sched *sched, P *pp);    /* Sched.lock */
 P *pidleget(Sched *sched, M *owner);   /* Sched.lock */
 P *pidletake(Sched *, P *, M *owner);  /* Sched.lock; one that is idle */

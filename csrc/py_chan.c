@@ -11,20 +11,12 @@
 
 PyObject *ChanClosed;
 
-typedef struct PyChan {
-    PyObject_HEAD
-    Hchan *c;
-    PyObject *weakrefs;
-    Hchan own;        /* Chan's; a native.Chan has a gmp_chan of the C interface, which C code may hold on to */
-    gmp_chan *native; /* NULL: a Chan */
-} PyChan;
-
 typedef union Slot {
     PyObject *object;
     int64_t word;
 } Slot;
 
-static PyTypeObject Chan_Type, NativeChan_Type;
+static PyTypeObject NativeChan_Type;
 
 /* value as an element of ch: a new reference, or the number.  -1 with an exception. */
 static int
@@ -50,17 +42,19 @@ slot_put(PyChan *ch, PyObject *value, Slot *s)
     return overflow != 0 || (s->word == -1 && PyErr_Occurred()) ? -1 : 0;
 }
 
-/* What an element that was received means: a new reference. */
+/* What an element that was received means: a new reference, or NULL with an exception. */
 static inline PyObject *
 slot_take(PyChan *ch, Slot s)
 {
-    return GMP_LIKELY(ch->native == NULL) ? s.object : PyLong_FromLongLong(s.word);
+    if (GMP_UNLIKELY(ch->native != NULL))
+        return PyLong_FromLongLong(s.word);
+    return GMP_LIKELY(!is_time(s.object)) ? s.object : py_time_value(s.object);
 }
 
 static inline void
 slot_drop(PyChan *ch, Slot s)
 {
-    if (ch->native == NULL)
+    if (ch->native == NULL && !is_time(s.object))
         Py_DECREF(s.object);
 }
 
@@ -130,12 +124,26 @@ chan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)self;
 }
 
+PyObject *
+py_chan_new(size_t cap)
+{
+    PyChan *self = (PyChan *)Chan_Type.tp_alloc(&Chan_Type, 0);
+    if (self == NULL)
+        return NULL;
+    self->c = &self->own;
+    if (chan_init(self->c, sizeof(PyObject *), cap) < 0) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
 static int
 chan_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Hchan *c = ((PyChan *)self)->c;
-    if (c == NULL || ((PyChan *)self)->native != NULL)
-        return 0;
+    if (c == NULL || ((PyChan *)self)->native != NULL || ((PyChan *)self)->timer != NULL)
+        return 0; /* no objects; and a timer may be sending, without the GIL */
     PyObject **buf = (PyObject **)c->buf;
     for (size_t i = 0, k = c->recvx; i < c->qcount; i++, k = k + 1 == c->dataqsiz ? 0 : k + 1)
         Py_VISIT(buf[k]);
@@ -148,7 +156,8 @@ chan_clear(PyObject *self)
     Hchan *c = ((PyChan *)self)->c;
     PyObject *v;
     while (c != NULL && c->qcount > 0 && chanrecv(c, &v, 0) == GMP_OK)
-        Py_DECREF(v);
+        if (((PyChan *)self)->native == NULL && !is_time(v))
+            Py_DECREF(v);
     return 0;
 }
 
@@ -158,6 +167,7 @@ chan_dealloc(PyObject *self)
     PyObject_GC_UnTrack(self);
     Py_TRASHCAN_BEGIN(self, chan_dealloc) /* channels in channels, thousands deep */
         if (((PyChan *)self)->weakrefs != NULL) PyObject_ClearWeakRefs(self);
+    py_time_free(((PyChan *)self)->timer);
     chan_clear(self);
     if (((PyChan *)self)->c != NULL)
         chan_term(((PyChan *)self)->c);
@@ -337,6 +347,8 @@ chan_next(PyObject *self)
 static Py_ssize_t
 chan_length(PyObject *self)
 {
+    if (((PyChan *)self)->timer != NULL)
+        return 0; /* as in Go: a timer's channel looks unbuffered */
     return (Py_ssize_t)chanlen(((PyChan *)self)->c);
 }
 
@@ -349,7 +361,7 @@ chan_bool(PyObject *self)
 static PyObject *
 chan_get_cap(PyObject *self, void *closure)
 {
-    return PyLong_FromSize_t(((PyChan *)self)->c->dataqsiz);
+    return PyLong_FromSize_t(((PyChan *)self)->timer != NULL ? 0 : ((PyChan *)self)->c->dataqsiz);
 }
 
 static PyObject *
@@ -408,7 +420,7 @@ static PyGetSetDef native_chan_getset[] = {
 static PySequenceMethods chan_sequence = {.sq_length = chan_length};
 static PyNumberMethods chan_number = {.nb_bool = chan_bool};
 
-static PyTypeObject Chan_Type = {
+PyTypeObject Chan_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "gmp.Chan",
     .tp_doc = PyDoc_STR(
         "Chan(cap=0)\n--\n\nA channel that carries values between goroutines, and between threads.\n\n"

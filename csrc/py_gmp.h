@@ -7,7 +7,8 @@
  *   py_greenlet.c   goroutines that use greenlets
  *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
  *   py_native.c     C functions as goroutines of the native set
- *   py_runtime.c    statistics, listing goroutines  py_module.c the module
+ *   py_runtime.c    statistics, listing goroutines  py_dump.c   the same for SIGQUIT, without Python code
+ *   py_time.c       the timers of gmp.time          py_module.c the module
  *
  * All of it runs with the GIL, but for the hooks of the Class (Class.resume, detached, idle): each says so.
  */
@@ -37,6 +38,7 @@ typedef struct PyG {
     int created_lasti;
     int16_t nargs;                /* in args: positional ones and values of keywords */
     bool lock;                    /* go(..., lock_os_thread=True) */
+    bool system;                  /* of the runtime's own: not counted, not shown */
     WaitQ joiners;                /* GIL */
     PyObject *argtuple;           /* all arguments, when there are more than PYG_ARGS */
     PyObject *kwnames;            /* names of the last of the arguments */
@@ -68,6 +70,16 @@ void tstate_scrub(void);          /* its last: nothing of it may be visible to t
 bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
 void tstate_forbid(void *poison);               /* PyGILState_* will find this on the calling thread */
+/* The innermost Python frames of ts, innermost first, at most max; *more: how many there are besides.  The code objects are
+ * borrowed.  Reads only: with the GIL, or without in a process that is about to end. */
+typedef struct PyPlace {
+    PyCodeObject *code;
+    int lasti;
+} PyPlace;
+int tstate_frames(PyThreadState *ts, PyPlace *out, int max, int *more);
+/* The first (after NULL) or next thread state that is no goroutine's and not the caller's; with the GIL. */
+PyThreadState *tstate_next_thread(PyThreadState *after);
+unsigned long tstate_ident(PyThreadState *ts); /* threading.get_ident() of its thread */
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
 void tstate_fork_id(bool before);
 void tstate_afterfork_child(PyG *self);
@@ -155,6 +167,7 @@ extern bool py_modules_changed;
 /* ---- py_wait.c ---- */
 /* None -> -1 (for ever); seconds -> ns.  Negative on error, with an exception naming `what`. */
 int py_timeout(PyObject *o, const char *what, int64_t *ns);
+int py_seconds(PyObject *o, const char *what, int64_t *ns); /* the same without None */
 /* The argument of f(timeout=None): borrowed, None when it was not given; NULL with an exception. */
 PyObject *py_timeout_arg(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, const char *what);
 typedef struct PyWait {
@@ -178,6 +191,36 @@ PyObject *py_waitgroup_wait(Gwaitgroup *wg, PyObject *timeout, const char *what)
 void native_fault(const void *addr); /* ends the process with a message when a native goroutine is to blame */
 int native_module_init(PyObject *module);
 extern PyMethodDef native_methods[];
+/* ---- py_runtime.c, py_dump.c ---- */
+const char *py_status_name(G *gp); /* as a stack shows it; NULL: there is no such goroutine */
+bool py_has_frames(PyG *pg);       /* its thread state exists for sure */
+extern bool py_quitting;           /* a fault does not matter any more */
+/* A fault of the caller's: prints its goroutine's stack if faulthandler has too many to choose from. */
+void py_dump_faulting(void);
+void py_install_quit(void);
+void py_uninstall_quit(void);
+
+/* ---- py_chan.c, py_time.c ---- */
+typedef struct PyChan {
+    PyObject_HEAD
+    Hchan *c;
+    PyObject *weakrefs;
+    Hchan own;               /* Chan's; a native.Chan has a gmp_chan of the C interface, which C code may hold on to */
+    struct gmp_chan *native; /* NULL: a Chan */
+    struct ChanTimer *timer; /* sends the time to it; owned */
+} PyChan;
+extern PyTypeObject Chan_Type;
+PyObject *py_chan_new(size_t cap);
+/* What a timer sends is no object, as it has no GIL: a word with the lowest bit set, the time in it. */
+static inline bool
+is_time(PyObject *v)
+{
+    return ((uintptr_t)v & 1) != 0;
+}
+PyObject *py_time_value(PyObject *v);  /* a float, of such a word */
+void py_time_free(struct ChanTimer *); /* NULL is allowed */
+void py_time_afterfork_child(void);
+int time_module_init(PyObject *module);
 
 /* ---- others ---- */
 int chan_module_init(PyObject *module);
@@ -185,7 +228,7 @@ int sync_module_init(PyObject *module);
 int net_module_init(PyObject *module);
 int grpc_module_init(PyObject *module); /* py_grpc.c, or py_nogrpc.c */
 void grpc_afterfork_child(void);        /* the parent's servers are not the child's */
-extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[];
+extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[], time_methods[];
 extern PyObject *ChanClosed, *DeadlockError;
 
 #endif

@@ -598,6 +598,7 @@ fill_from(PyG *pg, Goroutine *h)
     pg->created_lasti = h->from.lasti;
     pg->nargs = 0;
     pg->lock = h->from.lock;
+    pg->system = false;
     h->u.pg = pg;
 }
 
@@ -750,11 +751,7 @@ static PyObject *
 py_sleep(PyObject *module, PyObject *arg)
 {
     PyWait w = {0};
-    if (arg == Py_None) {
-        PyErr_SetString(PyExc_TypeError, "sleep() argument must be a number of seconds, not None");
-        return NULL;
-    }
-    if (py_timeout(arg, "sleep()", &w.timeout) < 0)
+    if (py_seconds(arg, "sleep()", &w.timeout) < 0)
         return NULL;
     if (w.timeout == 0)
         return py_gosched(module, NULL);
@@ -962,6 +959,8 @@ on_fault(int sig, siginfo_t *info, void *context)
     void *lo;
     bool guard;
     native_fault(info->si_addr);
+    if (py_quitting)
+        _exit(2);
     if (stack_find(info->si_addr, &cls, &lo, &guard) && guard && cls == STACK_PYTHON) {
         PyG *pg = (PyG *)slot_g(SCHED->cls, lo);
         char msg[400];
@@ -984,6 +983,7 @@ on_fault(int sig, siginfo_t *info, void *context)
         ssize_t ignored = write(2, msg, (size_t)n);
         (void)ignored;
     }
+    py_dump_faulting();
     /* On to whoever handled it before (faulthandler), or to the default action when the instruction faults again. */
     struct sigaction *old = sig == SIGSEGV ? &old_segv : &old_bus;
     if ((old->sa_flags & SA_SIGINFO) != 0 && old->sa_sigaction != NULL) {
@@ -994,6 +994,8 @@ on_fault(int sig, siginfo_t *info, void *context)
     }
     else {
         signal(sig, SIG_DFL);
+        if (info->si_code <= 0)
+            raise(sig); /* it was sent: no instruction will fault again */
     }
 }
 
@@ -1033,6 +1035,7 @@ py_stop(void)
         return;
     go_home();
     py_report_failures();
+    py_uninstall_quit();
     py_stopped = true;
     sched_stop(SCHED);
 #if PY_VERSION_HEX < 0x030E0000
@@ -1081,6 +1084,7 @@ py_after_fork_child(PyObject *module, PyObject *unused)
     sched_afterfork_child(&scheds[SET_NATIVE]);
     grpc_afterfork_child();
     tstate_afterfork_child(self);
+    py_time_afterfork_child();
     for (Failure *f = failures.next; f != &failures; f = f->next)
         f->collected = true; /* the parent's to report */
     failures.next = failures.prev = &failures;
@@ -1186,5 +1190,6 @@ goroutine_init(PyObject *module)
     install_fault_handler();
     if (greenlet_init() < 0)
         return -1;
+    py_install_quit();
     return py_self() == NULL ? -1 : 0; /* the importing thread, usually the main one, is adopted now */
 }

@@ -16,13 +16,14 @@ PyInit__core(void)
     PyObject *module = PyModule_Create(&module_def);
     if (module == NULL)
         return NULL;
-    PyMethodDef *const tables[] = {goroutine_methods, chan_methods, wait_methods, runtime_methods, native_methods};
+    PyMethodDef *const tables[] = {goroutine_methods, chan_methods,   wait_methods,
+                                   runtime_methods,   native_methods, time_methods};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(module, tables[i]) < 0)
             goto failed;
     if (wait_init(module) < 0 || chan_module_init(module) < 0 || sync_module_init(module) < 0 ||
         net_module_init(module) < 0 || native_module_init(module) < 0 || grpc_module_init(module) < 0 ||
-        goroutine_init(module) < 0)
+        time_module_init(module) < 0 || goroutine_init(module) < 0)
         goto failed;
     return module;
 failed:

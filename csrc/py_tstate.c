@@ -22,6 +22,10 @@
 #include "internal/pycore_pystate.h"
 #if PY_VERSION_HEX < 0x030C0000
 #include "internal/pycore_frame.h"
+#elif PY_VERSION_HEX < 0x030E0000
+#include "internal/pycore_frame.h"
+#else
+#include "internal/pycore_interpframe_structs.h"
 #endif
 
 #include "py_gmp.h"
@@ -158,7 +162,7 @@ before_attach(PyG *to, M *mp)
 #if PY_VERSION_HEX >= 0x030C0000
     bool bound = PyGILState_GetThisThreadState() == to->ts;
     atomic_store(&to->bound, bound); /* in this order: see bind_here */
-    atomic_store(&to->g.lastm, mp);
+    atomic_store(&to->g.lastm, mp->life);
     to->ts->_status.bound_gilstate = bound;
 #endif
     (void)to, (void)mp;
@@ -175,7 +179,7 @@ bind_here(PyG *to, M *mp)
     static __thread PyG *last;
     to->bound = true;
     if (last != NULL && last != to && last->ts != NULL) {
-        if (atomic_load(&last->g.lastm) != mp)
+        if (atomic_load(&last->g.lastm) != mp->life)
             last->ts->_status.bound_gilstate = atomic_load(&last->bound);
         else
             last->bound = false;
@@ -441,6 +445,58 @@ tstate_where(PyObject **code, int *lasti)
         Py_XDECREF(o);
     }
 #endif
+}
+
+/* ---- stacks ---- */
+
+#if PY_VERSION_HEX < 0x030D0000
+#define TOP_FRAME(ts) ((ts)->cframe != NULL ? (ts)->cframe->current_frame : NULL)
+#else
+#define TOP_FRAME(ts) ((ts)->current_frame)
+#endif
+#define OWNED_BY_C 3 /* FRAME_OWNED_BY_CSTACK from 3.12 on, FRAME_OWNED_BY_INTERPRETER from 3.14 on: no Python code */
+
+int
+tstate_frames(PyThreadState *ts, PyPlace *out, int max, int *more)
+{
+    int n = 0;
+    *more = 0;
+    for (struct _PyInterpreterFrame *frame = TOP_FRAME(ts); frame != NULL; frame = frame->previous) {
+        if (frame->owner >= OWNED_BY_C)
+            continue;
+        if (n == max) {
+            ++*more;
+            continue;
+        }
+#if PY_VERSION_HEX < 0x030C0000
+        PyObject *code = (PyObject *)frame->f_code;
+        int lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+#else
+        PyObject *code = PyUnstable_InterpreterFrame_GetCode(frame);
+        int lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
+        Py_XDECREF(code); /* the frame has a reference, too */
+#endif
+        if (code != NULL && PyCode_Check(code))
+            out[n++] = (PyPlace){(PyCodeObject *)code, lasti};
+    }
+    return n;
+}
+
+PyThreadState *
+tstate_next_thread(PyThreadState *after)
+{
+    PyThreadState *ts = after == NULL ? PyInterpreterState_ThreadHead(interp) : PyThreadState_Next(after);
+    PyThreadState *self = PyThreadState_Get();
+    /* A goroutine's thread id is its own address: see tstate_new. */
+    while (ts != NULL && (ts == self || stack_find((void *)(uintptr_t)ts->thread_id, NULL, NULL, NULL)))
+        ts = PyThreadState_Next(ts);
+    return ts;
+}
+
+unsigned long
+tstate_ident(PyThreadState *ts)
+{
+    return ts->thread_id;
 }
 
 /* ---- start and end ---- */

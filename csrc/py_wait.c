@@ -21,13 +21,10 @@ static int64_t recheck_after; /* atomic: ns between two questions, 0: none was a
 uint32_t py_served;           /* atomic: servers that run: a client may wake someone */
 static int64_t next_check;    /* atomic: nanotime */
 
-int
-py_timeout(PyObject *o, const char *what, int64_t *ns)
+/* or_none: the end of the messages. */
+static int
+to_ns(PyObject *o, const char *what, const char *or_none, int64_t *ns)
 {
-    if (o == Py_None) {
-        *ns = -1;
-        return 0;
-    }
     double seconds;
     if (PyFloat_CheckExact(o)) {
         seconds = PyFloat_AS_DOUBLE(o);
@@ -48,18 +45,32 @@ py_timeout(PyObject *o, const char *what, int64_t *ns)
         }
     }
     else {
-        PyErr_Format(PyExc_TypeError, "%s: the time must be a number of seconds%s, not %.200s", what,
-                     strcmp(what, "sleep()") == 0 ? "" : " or None", Py_TYPE(o)->tp_name);
+        PyErr_Format(PyExc_TypeError, "%s: the time must be a number of seconds%s, not %.200s", what, or_none,
+                     Py_TYPE(o)->tp_name);
         return -1;
     }
     if (isnan(seconds) || seconds < 0) {
-        PyErr_Format(PyExc_ValueError, "%s: the time must be 0 or more seconds%s, not %R", what,
-                     strcmp(what, "sleep()") == 0 ? "" : " or None", o);
+        PyErr_Format(PyExc_ValueError, "%s: the time must be 0 or more seconds%s, not %R", what, or_none, o);
         return -1;
     }
     double t = ceil(seconds * 1e9);
     *ns = t >= 9.2e18 ? INT64_MAX : (int64_t)t;
     return 0;
+}
+
+int
+py_timeout(PyObject *o, const char *what, int64_t *ns)
+{
+    if (o != Py_None)
+        return to_ns(o, what, " or None", ns);
+    *ns = -1;
+    return 0;
+}
+
+int
+py_seconds(PyObject *o, const char *what, int64_t *ns)
+{
+    return to_ns(o, what, "", ns);
 }
 
 int

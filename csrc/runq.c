@@ -261,3 +261,32 @@ globrunqget(Sched *sched, P *pp, uint32_t max)
     atomic_store(&q->n, q->n - n);
     return first;
 }
+
+static void
+visit_start(G *gp, void (*fn)(Start *st, void *arg), void *arg)
+{
+    Start *st = (Start *)((uintptr_t)gp & ~(uintptr_t)1);
+    if (is_start(gp) && atomic_load_acquire(&st->state) != START_BOUND) /* pairs with bind */
+        fn(st, arg);
+}
+
+void
+each_start(Sched *sched, void (*fn)(Start *st, void *arg), void *arg)
+{
+    bool locked = false;
+    for (int i = 0; i < 1000 && !(locked = mutex_trylock(&sched->lock)); i++)
+        sys_thread_yield(); /* not for ever: this may be a signal handler on the thread that has the lock */
+    GQueue *q = &sched->runq;
+    for (uint32_t i = 0; locked && i < q->n; i++)
+        visit_start(q->ring[(q->head + i) & (q->cap - 1)], fn, arg);
+    if (locked)
+        mutex_unlock(&sched->lock);
+    for (uint32_t i = 0; i < sched->np; i++) {
+        P *pp = sched->allp[i];
+        uint32_t h = atomic_load_acquire(&pp->runqhead); /* pairs with the consumers */
+        uint32_t t = atomic_load_acquire(&pp->runqtail); /* pairs with runqput */
+        for (; h != t && t - h <= RUNQ_SIZE; h++)
+            visit_start(atomic_load_relaxed(&pp->runq[h % RUNQ_SIZE]), fn, arg);
+        visit_start(atomic_load_relaxed(&pp->runnext), fn, arg);
+    }
+}

@@ -76,10 +76,15 @@ typedef struct Class {
 /* ---- Timer ---- */
 typedef void (*TimerFn)(void *arg, uint32_t seq);
 struct Timer {
-    int64_t when;  /* ns of nanotime; guarded by the heap's lock, as is all of Timer */
-    int32_t index; /* place in the heap + 1; 0 when not in one */
-    uint32_t seq;  /* handed to fn, so that a firing that lost a race is recognised */
-    TimerFn fn;    /* called without locks by whoever runs the timers; must not block */
+    int64_t when;    /* ns of nanotime; guarded by the heap's lock, as is all of Timer */
+    int32_t index;   /* place in the heap + 1; 0 when not in one */
+    uint32_t seq;    /* handed to fn, so that a firing that lost a race is recognised */
+    uint32_t life;   /* of the heap, when it was armed: another one means that a fork has emptied the heap since */
+    uint16_t firing; /* calls of fn that go on now */
+    bool stopping;   /* timer_stop waits for them */
+    bool
+        stoppable; /* set by who makes it: timer_stop works on it.  The others are not touched any more once fn is called */
+    TimerFn fn; /* called without locks by whoever runs the timers; must not block */
     void *arg;
     struct Timers *heap; /* atomic: where it is, or was last */
 };
@@ -93,6 +98,7 @@ typedef struct Timers {
     TimerEntry *heap;    /* 4-ary, by when */
     int64_t next;        /* atomic: heap[0].when, or 0 when empty */
     struct Timers *heir; /* where timers go instead, when the P is no more; lock */
+    uint32_t life;       /* forks survived */
 } Timers;
 
 /* ---- G ---- */
@@ -124,7 +130,8 @@ struct G {
     Gobuf sched;          /* saved context; written by the G's own switch, read by whoever resumes it */
     G *link;              /* run queue or free list */
     M *m;                 /* the M that runs it; NULL when it does not run */
-    M *lastm;             /* the M that ran it last */
+    uint32_t lastm;       /* life of the M that ran it last, or 0 */
+    uint32_t waitsince;   /* coarse_now when it parked */
     M *lockedm;           /* the only M that may run it, or NULL; changed under Sched.lock */
     void (*entry)(G *gp); /* first function */
     uint32_t status;      /* atomic GStatus */
@@ -274,6 +281,7 @@ struct M {
     bool picky;   /* atomic: runs only what is locked to it: see set_picky */
     G *lockedg; /* the goroutine beside thread_g that is locked to this M; &gnobody: this M runs nothing; Sched.lock */
     uint32_t id;
+    uint32_t life; /* of this thread as an M: no two threads ever have the same, though they may use one M in turn */
     uint64_t tid;
     Note park;
     uint32_t polling; /* atomic: waits in the net poller, not on park: see wakem */
@@ -304,6 +312,8 @@ typedef struct GStack {
 
 #define MAX_PROCS 256
 #define MAX_THREADS 10000
+#define IDLE_MS_KEPT 4                               /* idle pool threads that stay for ever */
+#define IDLE_M_NS (INT64_C(10) * 1000 * 1000 * 1000) /* how long the others do */
 
 enum { SET_PYTHON, SET_NATIVE, SETS };
 
@@ -321,10 +331,12 @@ struct Sched {
     GQueue runq;      /* the global queue */
     uint32_t ngs;     /* goroutines ever made, adopted threads included */
     uint32_t nslots;  /* Gs with a stack of Sched.cls, dead or alive; atomic */
+    uint32_t nsystem; /* goroutines of the runtime's own, which no count shows; set by the glue */
     int64_t npending; /* Starts queued minus bound without a P; atomic */
     GStack gfree[SET_CLASSES];
-    QStart *qstarts; /* lists of free ones; atomic for readers without the lock */
-    int64_t gdelta;  /* goroutines started minus finished without a P */
+    QStart *qstarts;                   /* lists of free ones; atomic for readers without the lock */
+    const Class *classes[SET_CLASSES]; /* of which there are goroutines; atomic */
+    int64_t gdelta;                    /* goroutines started minus finished without a P */
     P *pidle;
     uint32_t npidle; /* atomic */
     M *midle;
@@ -332,11 +344,14 @@ struct Sched {
     uint32_t nmspinning; /* atomic */
     uint32_t nm;         /* Ms alive, adopted ones included; changed under the lock */
     uint32_t npool;      /* pool threads among them */
+    uint32_t npoolidle;  /* and those of them on the idle list */
+    bool starved;        /* atomic: a P with work could not be given a thread; sysmon tries again */
     M *sleeper;          /* the idle M that waits for the next timer */
     int64_t sleepuntil;
-    uint32_t polled;            /* atomic: some M waits in the net poller, or is about to */
-    bool (*before_idle)(void);  /* atomic: called without locks when a P finds nothing to run; true: look again */
-    void (*overdue)(void);      /* atomic: called by sysmon, again and again while a P is in use */
+    uint32_t polled;           /* atomic: some M waits in the net poller, or is about to */
+    bool (*before_idle)(void); /* atomic: called without locks when a P finds nothing to run; true: look again */
+    void (*overdue)(void);     /* atomic: called by sysmon, again and again while a P is in use */
+    M *committer;              /* atomic: the last M on which an interruptible goroutine parked: see M.committing */
     M *mainm; /* the main thread's, once adopted: home of the goroutine that may leave it (see rescue) */
     void (*thread_begin)(void); /* what each new pool thread calls first, or NULL */
     bool mainpicky;             /* the main thread runs no goroutine but its own */
@@ -410,6 +425,8 @@ int gomaxprocs(Sched *sched, uint32_t n);
 int lockosthread(bool internal);
 void unlockosthread(bool internal);   /* does nothing when it is not locked.  Go: runtime.UnlockOSThread */
 void main_keeps_thread(Sched *sched); /* for ever: see Sched.mainpicky */
+/* Pool threads a set may have, at least 1; returns the limit before.  Go: debug.SetMaxThreads */
+uint32_t set_max_threads(uint32_t n);
 /* From now on nothing of the set runs but what is running; what parks, parks for good. */
 void sched_stop(Sched *sched);
 /* In a forked child: forget all Ms but the caller's and all goroutines but the current one. */
@@ -451,6 +468,9 @@ G *runqget(P *pp);
 void runqkick(P *pp);
 bool runqempty(P *pp);
 uint32_t runqlen(P *pp);
+/* Calls fn for each Start in the queues that has no G yet, under Sched.lock: fn must not come back here.  Whoever calls sees to
+ * it that none is freed meanwhile.  A Start on its way from queue to queue may be missed. */
+void each_start(Sched *sched, void (*fn)(Start *st, void *arg), void *arg);
 G *runqsteal(P *pp, P *victim, bool stealnext);
 void globrunqput(Sched *sched, G *gp);                            /* Sched.lock */
 void globrunqputbatch(Sched *sched, G *const *batch, uint32_t n); /* Sched.lock */
@@ -458,17 +478,25 @@ int globrunqreserve(Sched *sched, uint32_t n);                    /* Sched.lock;
 G *globrunqget(Sched *sched, P *pp, uint32_t max);                /* Sched.lock */
 
 /* ---- timer.c ---- */
-int timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq); /* GMP_ENOMEM */
-bool timer_del(Timer *t);                                                               /* true when it had not fired */
+/* GMP_ENOMEM; GMP_ESTATE: by fn, while timer_stop waits for it. */
+int timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t seq);
+bool timer_del(Timer *t); /* true when it had not fired */
+/* The same, and afterwards fn does not run any more: t may be freed.  fn must not wait for what the caller holds. */
+bool timer_stop(Timer *t);
 /* Runs what is due.  Returns when the next one is due, or 0. */
 int64_t timers_run(Timers *ts, int64_t now);
 void timers_clear(Timers *ts);
 int timers_move(Timers *from, Timers *to); /* and all that are added later, until timers_reopen; GMP_ENOMEM */
 void timers_reopen(Timers *ts);
+void timers_afterfork_child(Timers *ts); /* forgets them: another thread may have been at the heap */
 
 /* ---- sysmon.c ---- */
+/* Seconds of nanotime, for stamps that cost nothing: at most some 10 ms old while a P is in use; older when none is. */
+extern uint32_t coarse_now;
 void sysmon_start(void);
 void sysmon_wake(void); /* a P is in use: look after it */
+/* Has sysmon call fn soon, once, with no lock and no P.  False when there is no sysmon.  Async-signal-safe. */
+bool sysmon_call(void (*fn)(void));
 void sysmon_afterfork_child(void);
 
 #endif

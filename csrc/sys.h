@@ -15,6 +15,7 @@
 
 /* ---- clock ---- */
 int64_t nanotime(void); /* monotonic, ns */
+int64_t walltime(void); /* the time of day: ns since 1970, UTC */
 /* A fast pseudo-random number from the calling thread's own sequence.  GMP_SEED in the environment fixes the sequences:
  * the n-th thread that asks gets the n-th one. */
 uint32_t cheaprand(void);

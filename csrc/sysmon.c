@@ -10,10 +10,14 @@
  *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
  * until pidleget wakes it, so an idle process has no wake-ups; but while another goroutine blocks on the main thread it looks
- * for signals every SIGNAL_POLL_NS.
+ * for signals every SIGNAL_POLL_NS, and with schedtrace it wakes for each line.
+ *
+ * coarse_now is the clock that parked goroutines are stamped with.  Each round advances it.  Whoever wakes sysmon does so first:
+ * it is about to hand out the first P in use, and nobody parks before that (commit stamps with a P, or while others have them).
  */
 #include "netpoll.h"
 #include "proc.h"
+#include "trace.h"
 
 #ifndef FORCE_PREEMPT_NS
 #define FORCE_PREEMPT_NS (10 * 1000 * 1000)
@@ -28,6 +32,16 @@
 static uint32_t started;
 static uint32_t asleep; /* atomic: sysmon waits on note */
 static Note note;
+static void (*asked)(void); /* atomic: sysmon_call */
+uint32_t coarse_now;
+
+static void
+advance_clock(int64_t now)
+{
+    uint32_t seconds = (uint32_t)(now / 1000000000);
+    if (atomic_load_relaxed(&coarse_now) != seconds)
+        atomic_store_relaxed(&coarse_now, seconds);
+}
 
 static bool
 someone_waits(P *pp, int64_t now)
@@ -129,10 +143,20 @@ all_idle(void)
 {
     for (int s = 0; s < SETS; s++) {
         uint32_t np = atomic_load(&scheds[s].np);
-        if (np != 0 && (atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s])))
+        if (np != 0 &&
+            (atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s]) || atomic_load(&scheds[s].starved)))
             return false;
     }
-    return true;
+    return atomic_load(&asked) == NULL;
+}
+
+/* How long sysmon may sleep when all are idle; ns, negative for ever. */
+static int64_t
+idle_sleep(void)
+{
+    int64_t trace = schedtrace(nanotime());
+    int64_t signals = main_kept() ? SIGNAL_POLL_NS : -1;
+    return trace < 0 || (signals >= 0 && signals < trace) ? signals : trace;
 }
 
 /* Go: runtime.sysmon */
@@ -152,7 +176,7 @@ sysmon(void *arg)
                 if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
-                if (!note_sleep(&note, main_kept() ? SIGNAL_POLL_NS : -1) && !atomic_cas(&asleep, 1u, 0u))
+                if (!note_sleep(&note, idle_sleep()) && !atomic_cas(&asleep, 1u, 0u))
                     note_sleep(&note, -1);
             quiet = 0;
             delay = MIN_DELAY_US;
@@ -160,6 +184,11 @@ sysmon(void *arg)
         }
         int64_t now = nanotime();
         bool did = false, detached = false;
+        advance_clock(now);
+        (void)schedtrace(now);
+        void (*fn)(void) = atomic_load(&asked) != NULL ? atomic_xchg(&asked, (void (*)(void))NULL) : NULL;
+        if (fn != NULL)
+            fn();
         for (int s = 0; s < SETS; s++)
             for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
                 did |= retake(scheds[s].allp[i], now, &detached);
@@ -172,6 +201,8 @@ sysmon(void *arg)
             void (*overdue)(void) = atomic_load_relaxed(&scheds[s].overdue);
             if (overdue != NULL)
                 overdue();
+            if (atomic_load(&scheds[s].starved))
+                did |= feed(&scheds[s]);
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
         }
@@ -208,8 +239,10 @@ start(void *arg)
 void
 sysmon_start(void)
 {
-    if (atomic_cas(&started, 0u, 1u))
-        systemstack(start, NULL);
+    if (!atomic_cas(&started, 0u, 1u))
+        return;
+    advance_clock(nanotime());
+    systemstack(start, NULL);
 }
 
 void
@@ -217,8 +250,22 @@ sysmon_wake(void)
 {
     if (GMP_UNLIKELY(atomic_load_relaxed(&started) == 0))
         sysmon_start();
+    if (atomic_load(&asleep) && atomic_cas(&asleep, 1u, 0u)) {
+        advance_clock(nanotime());
+        note_wakeup(&note);
+    }
+}
+
+bool
+sysmon_call(void (*fn)(void))
+{
+    if (atomic_load(&started) == 0)
+        return false;
+    atomic_store(&asked,
+                 fn); /* pairs with sysmon as it goes to sleep: asleep is set first, all_idle looks here second */
     if (atomic_load(&asleep) && atomic_cas(&asleep, 1u, 0u))
         note_wakeup(&note);
+    return true;
 }
 
 void
@@ -227,4 +274,5 @@ sysmon_afterfork_child(void)
     note = (Note){0};
     asleep = 0;
     started = 0;
+    asked = NULL;
 }

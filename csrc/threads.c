@@ -7,19 +7,28 @@
  * Timers: the M that goes idle last while a P is idle sleeps only until the next timer (Sched.sleeper).  Who adds an
  * earlier timer without holding a P wakes it.
  *
+ * Retiring: a pool thread that goes to the idle list while IDLE_MS_KEPT others are on it sleeps for IDLE_M_NS at most, and then
+ * ends.  The list is last in, first out, so those that are needed now and then never get that far; the others sleep without a
+ * time limit, so an idle process has no wake-ups once they are gone.  Who sleeps for a timer or in the poller stays.  The M is
+ * marked dead and used by the next thread, under another `life`; it is never freed, so allm can be read without a lock.
+ *
  * Rejected: parking an adopted thread outright, its goroutines left to pool threads: a hop between threads (5 to 30 us) for
  * each channel operation of the main program.  Taking a P under the GIL instead of by CAS: the same price on Python's side,
  * and of no use to native goroutines.
  */
 #include "netpoll.h"
 #include "proc.h"
+#include "trace.h"
 
 #include <stdio.h>
 
 Sched scheds[SETS];
 M *allm;
 
-static uint32_t next_mid;
+static uint32_t next_mid, next_life;
+static uint32_t max_threads = MAX_THREADS; /* atomic */
+uint32_t idle_ms_kept = IDLE_MS_KEPT;      /* tests change these two */
+int64_t idle_m_ns = IDLE_M_NS;
 G gnobody;
 
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
@@ -95,6 +104,7 @@ midleput(Sched *sched, M *mp)
     mp->link = sched->midle;
     sched->midle = mp;
     mp->idle = true;
+    sched->npoolidle += mp->ispool;
     atomic_store(&sched->nmidle, sched->nmidle + 1);
 }
 
@@ -106,6 +116,7 @@ midleremove(Sched *sched, M *mp)
         link = &(*link)->link;
     *link = mp->link;
     mp->idle = false;
+    sched->npoolidle -= mp->ispool;
     atomic_store(&sched->nmidle, sched->nmidle - 1);
     if (sched->sleeper == mp)
         sched->sleeper = NULL;
@@ -132,6 +143,14 @@ midleget(Sched *sched)
 static void sched_loop(M *mp);
 
 static void
+mretire(M *mp)
+{
+    mp->local = NULL;
+    mp->tls[0] = mp->tls[1] = NULL;
+    atomic_store(&mp->dead, true); /* the last access: another thread may take it now */
+}
+
+static void
 mstart(void *arg)
 {
     M *mp = arg;
@@ -142,18 +161,29 @@ mstart(void *arg)
     if (mp->set->thread_begin != NULL)
         mp->set->thread_begin();
     sched_loop(mp);
+    /* It has been idle for long, or its goroutine ended locked to it; it is off all counts. */
+    sys_sigstack_free(mp->sigstack);
+    mp->sigstack = NULL;
+    gobuf_destroy(&mp->g0);
+    mp->ispool = false;
+    setm(NULL);
+    mretire(mp);
 }
 
 static M *
 mnew(Sched *sched)
 {
-    /* Reuse the M of an adopted thread that has ended; Ms are never freed, so that the list can be read without a lock. */
+    uint32_t life = atomic_xadd_relaxed(&next_life, 1u) + 1;
+    /* Reuse the M of a thread that has ended; Ms are never freed, so that the list can be read without a lock. */
     for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink)
-        if (atomic_load_relaxed(&mp->dead) && mp->set == sched && atomic_cas(&mp->dead, true, false))
+        if (atomic_load_relaxed(&mp->dead) && mp->set == sched && atomic_cas(&mp->dead, true, false)) {
+            mp->life = life;
             return mp;
+        }
     M *mp = sys_calloc(1, sizeof *mp);
     if (mp == NULL)
         return NULL;
+    mp->life = life;
     mp->set = sched;
     mp->id = atomic_xadd_relaxed(&next_mid, 1u);
     M *head;
@@ -164,12 +194,29 @@ mnew(Sched *sched)
     return mp;
 }
 
-static void
-mretire(M *mp)
+uint32_t
+set_max_threads(uint32_t n)
 {
-    mp->local = NULL;
-    mp->tls[0] = mp->tls[1] = NULL;
-    atomic_store(&mp->dead, true);
+    return atomic_xchg(&max_threads, n);
+}
+
+/* Goroutines are runnable, and there is no thread to run them on. */
+static GMP_COLD void
+warn_no_thread(uint32_t limit, int err)
+{
+    static uint32_t warned;
+    if (!atomic_cas(&warned, 0u, 1u))
+        return;
+    char msg[400];
+    int n = limit != 0
+                ? snprintf(msg, sizeof msg,
+                           "gmp: the limit of %u threads is reached, as many goroutines are blocked in calls", limit)
+                : snprintf(msg, sizeof msg, "gmp: no thread could be started: %s", gmp_strerror(err));
+    n += snprintf(msg + n, sizeof msg - (size_t)n,
+                  "; the others wait until one of these calls returns.  Let fewer block at a time, or raise %s\n",
+                  limit != 0 ? "the limit: gmp.runtime.set_max_threads(n)"
+                             : "the system's limits (RLIMIT_NPROC, pids.max of the cgroup, kernel.threads-max)");
+    fwrite(msg, 1, (size_t)n, stderr);
 }
 
 typedef struct Newm {
@@ -189,7 +236,8 @@ newm(void *arg)
     Sched *sched = nm->sched;
     M *mp;
     mutex_lock(&sched->lock);
-    bool room = sched->npool < MAX_THREADS;
+    uint32_t limit = atomic_load_relaxed(&max_threads);
+    bool room = sched->npool < limit;
     if (room) {
         sched->nm++;
         sched->npool++;
@@ -226,23 +274,11 @@ newm(void *arg)
     mutex_unlock(&sched->lock);
 }
 
-/* No thread could be had for a P, which is idle now: the next M that reaches a scheduling point runs what is queued. */
 static void
 no_thread(void *arg)
 {
     Newm *nm = arg;
-    Sched *sched = nm->sched;
-    static uint32_t warned;
-    if (!atomic_cas(&warned, 0u, 1u))
-        return;
-    mutex_lock(&sched->lock);
-    bool nobody = sched->nm == 0;
-    mutex_unlock(&sched->lock);
-    char msg[160];
-    int n = snprintf(
-        msg, sizeof msg, "gmp: cannot start another thread (%s): goroutines wait until a running one parks%s\n",
-        nm->err != GMP_OK ? gmp_strerror(nm->err) : "limit of 10,000 reached", nobody ? "; none runs" : "");
-    fwrite(msg, 1, (size_t)n, stderr);
+    warn_no_thread(nm->err != GMP_OK ? 0 : atomic_load_relaxed(&max_threads), nm->err);
 }
 
 /* Runs pp (owner 0, not on the idle list), or an idle P if NULL, on an idle or a new M.  With spinning, the caller has
@@ -279,13 +315,28 @@ startm(Sched *sched, P *pp, bool spinning)
     systemstack(newm, &nm);
     if (nm.mp != NULL)
         return true;
+    /* The P goes back; the next M that reaches a scheduling point runs what is queued. */
     mutex_lock(&sched->lock);
     pidleput(sched, pp);
+    atomic_store(&sched->starved, true);
     mutex_unlock(&sched->lock);
     if (spinning)
         atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    sysmon_wake(); /* to try again */
     systemstack(no_thread, &nm);
     return false;
+}
+
+static bool work_left(Sched *sched);
+
+bool
+feed(Sched *sched)
+{
+    if (atomic_load(&sched->npidle) == 0)
+        return false; /* whoever has the P looks for work */
+    atomic_store(&sched->starved, false);
+    bool work = !runqempty(sched->allp[0]) || work_left(sched);
+    return work && startm(sched, NULL, false);
 }
 
 /* Tries to add one more M for a goroutine that became runnable.  Go: runtime.wakep */
@@ -609,8 +660,9 @@ disturbed(void *sched)
     ((Sched *)sched)->cls->poll_signals();
 }
 
-/* Sleeps until someone hands over a P or a goroutine, or the next timer is due.  The M has no P.  Go: runtime.stopm */
-static void
+/* Sleeps until someone hands over a P or a goroutine, or the next timer is due.  The M has no P.  False: it has been idle for
+ * long and was taken off all counts; its thread should end.  Go: runtime.stopm */
+static bool
 stopm(M *mp)
 {
     Sched *sched = mp->set;
@@ -618,8 +670,10 @@ stopm(M *mp)
     mutex_lock(&sched->lock);
     if (mp->readylocked != NULL || (sched->npidle != 0 && sched->runq.n != 0 && !sched->stopping)) {
         mutex_unlock(&sched->lock);
-        return;
+        return true;
     }
+    bool spare =
+        mp->ispool && mp->lockedg == NULL && sched->npoolidle >= atomic_load_relaxed(&idle_ms_kept) && !sched->stopping;
     midleput(sched, mp);
     bool all_idle =
         sched->nmidle == sched->nm && sched->sleeper == NULL && netpoll_waiters_any() == 0 && !sched->stopping;
@@ -632,17 +686,20 @@ stopm(M *mp)
             timeout = when > now ? when - now : 0;
             sched->sleeper = mp;
             sched->sleepuntil = when;
-            all_idle = false;
+            all_idle = spare = false;
         }
     }
     mutex_unlock(&sched->lock);
     if (all_idle && sched->cls->idle != NULL) {
         int64_t again = sched->cls->idle(sched);
-        if (again > 0)
+        if (again > 0) {
             timeout = again;
+            spare = false;
+        }
     }
     bool woken, left = false;
     if (netpoll_waiters(sched) != 0 && atomic_cas(&sched->polled, 0u, 1u)) {
+        spare = false;
         woken = poll_sleep(mp, timeout, &left);
         atomic_store(&sched->polled, 0u);
     }
@@ -651,9 +708,16 @@ stopm(M *mp)
         woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
     }
     else {
-        woken = note_sleep(&mp->park, timeout);
+        woken = note_sleep(&mp->park, spare ? atomic_load_relaxed(&idle_m_ns) : timeout);
     }
     mutex_lock(&sched->lock);
+    if (!woken && spare && mp->idle && !sched->stopping) {
+        midleremove(sched, mp);
+        sched->nm--;
+        sched->npool--;
+        mutex_unlock(&sched->lock);
+        return false;
+    }
     if (!woken && !left && !mp->idle) {
         /* Someone took this M off the list as the time ran out; the wake-up is on its way. */
         mutex_unlock(&sched->lock);
@@ -670,10 +734,11 @@ stopm(M *mp)
         mp->spinning = mp->wakespinning;
         mp->wakespinning = false;
     }
+    return true;
 }
 
 /* Finds a goroutine to run, sleeping if need be.  On g0, with a P held in the scheduler, or none.  The result may be this
- * thread's own goroutine without a P.  Go: runtime.findrunnable */
+ * thread's own goroutine without a P; NULL: a pool thread should end.  Go: runtime.findrunnable */
 static G *
 findrunnable(M *mp)
 {
@@ -693,7 +758,7 @@ findrunnable(M *mp)
         if (atomic_load(&sched->stopping)) {
             stop_spinning(mp);
             mp->p = NULL;
-            stopm(mp);
+            (void)stopm(mp); /* for good */
             continue;
         }
         if (atomic_load_relaxed(&mp->readylocked) != NULL && (gp = atomic_xchg(&mp->readylocked, (G *)NULL)) != NULL) {
@@ -708,7 +773,8 @@ findrunnable(M *mp)
             pp = pidleget(sched, mp);
             mutex_unlock(&sched->lock);
             if (pp == NULL) {
-                stopm(mp);
+                if (!stopm(mp))
+                    return NULL;
                 continue;
             }
             mp->p = pp;
@@ -758,7 +824,8 @@ findrunnable(M *mp)
         stop_spinning(mp);
         if (work_left(sched))
             continue; /* takes an idle P again, if there is one */
-        stopm(mp);
+        if (!stopm(mp))
+            return NULL;
     }
 }
 
@@ -775,7 +842,7 @@ execute(M *mp, G *gp)
         stat_add(&pp->schedtick, 1);
     if (gp->cls->resume != NULL)
         gp->cls->resume(gp);
-    gp->lastm = mp;
+    gp->lastm = mp->life;
     if (pp != NULL)
         p_exit(mp, pp);
     gobuf_switch(&mp->g0, &gp->sched, false);
@@ -808,7 +875,7 @@ pass_on(M *mp, G *gp)
         sys_usleep(1000);
 }
 
-/* A pool thread ends, in the scheduler, on g0.  Go: runtime.mexit */
+/* A pool thread is to end, in the scheduler, on g0; mstart does the rest.  Go: runtime.mexit */
 static void
 mexit(M *mp)
 {
@@ -823,10 +890,6 @@ mexit(M *mp)
         atomic_store_release(&pp->owner, (uintptr_t)0); /* pairs with the next owner's acquire */
         handoffp(pp);
     }
-    sys_sigstack_free(mp->sigstack);
-    mp->sigstack = NULL;
-    gobuf_destroy(&mp->g0);
-    setm(NULL);
     mutex_lock(&sched->lock);
     sched->nm--;
     sched->npool--;
@@ -834,13 +897,11 @@ mexit(M *mp)
     mp->exiting = mp->ispool = mp->picky = false;
     bool all_idle = sched->nmidle == sched->nm && sched->nm != 0 && sched->sleeper == NULL && sched->cls->idle != NULL;
     mutex_unlock(&sched->lock);
-    mretire(mp);
     if (all_idle)
         startm(sched, NULL, false); /* to ask Class.idle */
 }
 
-/* g0's loop.  On a pool thread it is the thread's own stack, and returns when the thread is to end; on an adopted one it is a
- * slab stack. */
+/* g0's loop; returns when a pool thread should end.  On a pool thread it is the thread's own stack, on an adopted one a slab stack. */
 static void
 sched_loop(M *mp)
 {
@@ -857,6 +918,8 @@ sched_loop(M *mp)
             }
         }
         G *gp = findrunnable(mp);
+        if (gp == NULL)
+            return;
         gp = unqueued(mp->set, mp->p, gp);
         if (GMP_UNLIKELY(gp == NULL))
             continue;
@@ -874,6 +937,7 @@ g0_entry(void *arg)
 {
     gobuf_entered();
     sched_loop(arg);
+    gmp_throw("the scheduler of an adopted thread has ended");
 }
 
 /* ---- goroutines with a thread of their own ----
@@ -1043,7 +1107,7 @@ adopt_thread(Sched *sched, G *thread_g)
     mp->thread_g = thread_g;
     thread_g->set = sched;
     thread_g->m = mp;
-    thread_g->lastm = mp;
+    thread_g->lastm = mp->life;
     thread_g->lockedm = mp;
     thread_g->lockedint = 0;
     thread_g->lockedext = 0;
@@ -1122,10 +1186,12 @@ sched_afterfork_child(Sched *sched)
     sched->sleeper = NULL;
     sched->pidle = NULL;
     sched->npidle = 0;
+    sched->npoolidle = 0;
+    sched->starved = false;
     sched->nm = self != NULL && self->set == sched ? 1 : 0;
     sched->npool = sched->nm && self->ispool ? 1 : 0;
     sched->mainm = NULL;
-    sched->nslots = sched->npending = 0;
+    sched->nslots = sched->npending = sched->nsystem = 0;
     for (int c = 0; c < SET_CLASSES; c++)
         sched->gfree[c].n = 0; /* their interpreter state went with the fork */
     sched->gdelta = 0;
@@ -1133,7 +1199,7 @@ sched_afterfork_child(Sched *sched)
     sched->resizing = (Mutex){0};
     for (uint32_t i = sched->nallp; i-- > 0;) {
         P *pp = sched->allp[i];
-        pp->timers = (Timers){0}; /* not freed: another thread may have been growing it */
+        timers_afterfork_child(&pp->timers);
         pp->runqhead = pp->runqtail = 0;
         pp->runnext = NULL;
         for (int c = 0; c < SET_CLASSES; c++)

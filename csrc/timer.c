@@ -6,7 +6,9 @@
  *   3. next == heap[0].when, or 0 when the heap is empty; it may be read without the lock as a hint.
  * A timer that fires leaves the heap first; its function runs without the lock.  So a timer_del that returns false may be
  * followed by the function's call: functions carry the seq they were armed with and recognise that they are late.
- * Deletion is immediate (each timer knows its place), not lazy as in Go: an abandoned timeout pins no goroutine.
+ * Deletion is immediate (each timer knows its place), not lazy as in Go: an abandoned timeout pins no goroutine, and a heap is no
+ * reason to keep a timer's owner alive.  Timers in memory that may be freed (channel timers) are taken out by timer_stop, which
+ * also waits for a call of the function that has begun; those of goroutines and descriptors are never freed.
  */
 #include "runtime.h"
 
@@ -113,6 +115,16 @@ timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t se
         mutex_unlock(&ts->lock);
         return timer_add(heir, t, when, fn, arg, seq);
     }
+    if (GMP_UNLIKELY(t->life != ts->life)) {
+        t->life = ts->life;
+        t->index = 0;
+        t->firing = 0;
+        t->stopping = false;
+    }
+    if (GMP_UNLIKELY(t->stopping)) { /* fn, while timer_stop waits for it */
+        mutex_unlock(&ts->lock);
+        return GMP_ESTATE;
+    }
     GMP_CHECK(t->index == 0);
     if (GMP_UNLIKELY(ts->len == ts->cap) && !grow(ts, 1)) {
         mutex_unlock(&ts->lock);
@@ -130,20 +142,43 @@ timer_add(Timers *ts, Timer *t, int64_t when, TimerFn fn, void *arg, uint32_t se
     return GMP_OK;
 }
 
-bool
-timer_del(Timer *t)
+/* stop: keeps fn, if it runs, from arming t again.  *firing: it does. */
+static bool
+del(Timer *t, bool stop, bool *firing)
 {
     Timers *ts = lock_heap_of(t);
+    *firing = false;
     if (ts == NULL)
         return false;
-    bool armed = t->index != 0;
+    bool current = t->life == ts->life;
+    bool armed = current && t->index != 0;
     if (armed) {
         bool first = t->index == 1;
         remove_at(ts, (uint32_t)t->index - 1);
         if (first)
             update_next(ts);
     }
+    *firing = current && t->firing != 0;
+    t->stopping = stop && *firing;
     mutex_unlock(&ts->lock);
+    return armed;
+}
+
+bool
+timer_del(Timer *t)
+{
+    bool firing;
+    return del(t, false, &firing);
+}
+
+bool
+timer_stop(Timer *t)
+{
+    bool firing, armed = del(t, true, &firing);
+    while (firing) {
+        sys_thread_yield();
+        del(t, true, &firing);
+    }
     return armed;
 }
 
@@ -161,9 +196,13 @@ timers_run(Timers *ts, int64_t now)
         uint32_t seq = t->seq;
         remove_at(ts, 0);
         update_next(ts);
+        bool stoppable = t->stoppable;
+        t->firing += stoppable;
         mutex_unlock(&ts->lock);
         fn(arg, seq);
         mutex_lock(&ts->lock);
+        if (stoppable)
+            t->firing--;
     }
     next = ts->len ? ts->heap[0].when : 0;
     mutex_unlock(&ts->lock);
@@ -207,4 +246,10 @@ timers_reopen(Timers *ts)
     mutex_lock(&ts->lock);
     ts->heir = NULL;
     mutex_unlock(&ts->lock);
+}
+
+void
+timers_afterfork_child(Timers *ts)
+{
+    *ts = (Timers){.life = ts->life + 1};
 }

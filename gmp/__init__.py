@@ -14,7 +14,8 @@
 Layout
     _core           the C extension: scheduler, channels, locks (csrc/)
     sync            Mutex, WaitGroup
-    runtime         num_goroutine, stack, stats, gosched
+    time            Timer, Ticker, after, after_func
+    runtime         num_goroutine, stack, stats, gosched, set_max_threads
     _executor       Executor, wait: concurrent.futures on goroutines
     _excepthook     what happens to an exception that nobody collects
     _deadlock       the check behind Deadlock
@@ -61,7 +62,7 @@ class Selected(NamedTuple):
 
 _core._set_selected(Selected)
 
-from gmp import _deadlock, _excepthook, _exit, runtime, sync  # noqa: E402
+from gmp import _deadlock, _excepthook, _exit, runtime, sync, time  # noqa: E402
 from gmp._excepthook import ExceptHookArgs, excepthook  # noqa: E402
 from gmp._executor import Executor, Future, wait  # noqa: E402
 
@@ -86,6 +87,7 @@ __all__ = [
     "send",
     "sleep",
     "sync",
+    "time",
     "wait",
 ]
 

@@ -6,9 +6,18 @@ import sys
 import traceback
 
 from gmp import _core, _traceback
-from gmp._core import gosched, lock_os_thread, num_goroutine, unlock_os_thread
+from gmp._core import gosched, lock_os_thread, num_goroutine, set_max_threads, unlock_os_thread
 
-__all__ = ["gosched", "lock_os_thread", "num_cpu", "num_goroutine", "stack", "stats", "unlock_os_thread"]
+__all__ = [
+    "gosched",
+    "lock_os_thread",
+    "num_cpu",
+    "num_goroutine",
+    "set_max_threads",
+    "stack",
+    "stats",
+    "unlock_os_thread",
+]
 
 
 def num_cpu() -> int:
@@ -22,7 +31,9 @@ def num_cpu() -> int:
 def stack(all: bool = False) -> str:
     """The calling goroutine's Python stack as text; with all, every goroutine's.
 
-    Each begins with a line like "goroutine 7 [chan receive] app.worker:" and ends with "created by app.main at app.py:12".
+    Each begins with a line like "goroutine 7 [chan receive, 3 minutes] app.worker:" (minutes: of a wait that long) and ends
+    with "created by app.main at app.py:12 in goroutine 1".  The signal SIGQUIT (Ctrl-\\) has the same printed, and ends the
+    process with status 2, unless the program has a handler of its own or GMPDEBUG=sigquit=0 is set.
     Go: runtime.Stack.
     """
     frame = sys._getframe(1)

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #endif
 #include "native.h"
+#include "proc.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -943,6 +944,186 @@ TEST_P(proc_refused_threads_lose_nothing)
     for (int i = 0; i < 500; i++)
         go(count, NULL);
     wait_done(500);
+    quiet();
+}
+
+/* ---- the limit of threads, and idle ones ---- */
+
+static void
+limited(void *arg)
+{
+    uint32_t nprocs = (uint32_t)(intptr_t)arg;
+
+    native_start(nprocs);
+    CHECK_EQ(set_max_threads(3), MAX_THREADS);
+    CHECK_EQ(set_max_threads(3), 3);
+    for (int i = 0; i < 12; i++)
+        go(block, (void *)(intptr_t)3000);
+    for (int i = 0; i < 300; i++)
+        go(count, NULL);
+    wait_done(12 + 300);
+    CHECK(NATIVE->npool <= 3);
+    CHECK_EQ(counter, 300);
+    set_max_threads(MAX_THREADS);
+    for (int i = 0; i < 12; i++)
+        go(block, (void *)(intptr_t)3000);
+    wait_done(12);
+    quiet();
+}
+
+/* Past the limit goroutines wait for a call to return; one line says so. */
+TEST(proc_thread_limit_loses_nothing)
+{
+    static char text[4096];
+
+    for (int nprocs = 1; nprocs <= 2; nprocs++) {
+        CHECK_EQ(test_child(limited, (void *)(intptr_t)nprocs, text, sizeof text), 0);
+        const char *line = strstr(text, "gmp: the limit of 3 threads is reached");
+        CHECK(line != NULL && strstr(line, "set_max_threads") != NULL);
+        CHECK(strstr(line + 1, "gmp: the limit") == NULL);
+    }
+}
+
+static void
+block_till_told(void *arg)
+{
+    (void)arg;
+    blocking(true);
+    while (!atomic_load(&stop))
+        sys_usleep(1000);
+    blocking(false);
+    done();
+}
+
+/* All threads there may be are blocked when the limit rises: nothing but sysmon could notice. */
+TEST(proc_a_raised_limit_is_noticed)
+{
+    native_start(1);
+    set_max_threads(1);
+    go(block_till_told, NULL);
+    gosleep(5 * MS); /* the thread of the test is adopted, and may become the second one */
+    go(block_till_told, NULL);
+    go(count, NULL);
+    sys_usleep(20 * 1000);
+    set_max_threads(10);
+    int64_t deadline = nanotime() + 10 * SEC;
+    while (atomic_load(&counter) == 0 && nanotime() < deadline)
+        sys_usleep(1000);
+    CHECK_EQ(atomic_load(&counter), 1);
+    atomic_store(&stop, 1);
+    wait_done(3);
+    quiet();
+}
+
+static uint32_t
+pool_threads(void)
+{
+    mutex_lock(&NATIVE->lock);
+    uint32_t n = NATIVE->npool;
+    mutex_unlock(&NATIVE->lock);
+    return n;
+}
+
+static void
+many_block(int n)
+{
+    atomic_store(&stop, 0);
+    for (int i = 0; i < n; i++)
+        go(block_till_told, NULL);
+    while (pool_threads() < (uint32_t)n)
+        gosleep(1 * MS);
+    atomic_store(&stop, 1);
+    wait_done(n);
+}
+
+static void
+wait_for_threads(uint32_t n)
+{
+    int64_t deadline = nanotime() + 20 * SEC;
+
+    while (pool_threads() > n && nanotime() < deadline)
+        gosleep(2 * MS);
+    CHECK(pool_threads() <= n);
+}
+
+/* Idle pool threads end, but for a few; their Ms are used again. */
+TEST_P(proc_idle_threads_retire)
+{
+    size_t ms = 0;
+
+    getm()->picky = true; /* else one of those that block may do so on this thread, and keep the test from going on */
+    idle_m_ns = 20 * MS;
+    idle_ms_kept = 2;
+    for (int round = 0; round < 10; round++) {
+        many_block(12);
+        wait_for_threads(3); /* two, and one that may sleep for the timer */
+        size_t n = 0;
+        for (M *mp = atomic_load(&allm); mp != NULL; mp = mp->alllink)
+            n++;
+        if (round == 4)
+            ms = n;
+        if (round > 4)
+            CHECK(n <= ms + 3);
+    }
+    int64_t deadline = nanotime() + 10 * SEC; /* the threads themselves are gone a little later */
+    while (sys_thread_count() > 8 && nanotime() < deadline)
+        gosleep(1 * MS);
+    LOG("%d threads\n", sys_thread_count());
+    CHECK(sys_thread_count() <= 8);
+    quiet();
+}
+
+static void
+locked_and_parked(void *arg)
+{
+    M *mp = getm();
+
+    CHECK_EQ(lockosthread(false), 0);
+    for (int i = 0; i < 5; i++) {
+        atomic_store((G **)arg, getg());
+        gopark(NULL, NULL, WAIT_CHAN_RECEIVE);
+        CHECK(getm() == mp);
+    }
+    unlockosthread(false);
+    done();
+}
+
+/* A thread that a goroutine is locked to waits for it, however long. */
+TEST_P(proc_locked_threads_do_not_retire)
+{
+    static G *parked; /* atomic */
+
+    getm()->picky = true;
+    idle_m_ns = 1 * MS;
+    idle_ms_kept = 0;
+    go(locked_and_parked, &parked);
+    for (int i = 0; i < 5; i++) {
+        G *gp;
+        while ((gp = atomic_load(&parked)) == NULL || atomic_load(&gp->status) != G_WAITING)
+            gosleep(1 * MS);
+        gosleep(20 * MS);
+        atomic_store(&parked, (G *)NULL);
+        goready(gp);
+    }
+    wait_done(1);
+    wait_for_threads(2);
+    quiet();
+}
+
+/* Threads end while others are about to wake them. */
+TEST_P_LIMIT(proc_threads_retire_under_load, 60)
+{
+    idle_m_ns = 50 * US;
+    idle_ms_kept = 0;
+    for (int round = 0; round < (test_slow() ? 20 : 60); round++) {
+        for (int i = 0; i < 8; i++)
+            go(block_at_random, NULL);
+        for (int i = 0; i < 20; i++)
+            go(count, NULL);
+        wait_done(28);
+        if (round % 4 == 0)
+            gosleep(200 * US);
+    }
     quiet();
 }
 

@@ -196,7 +196,7 @@ run_them(void *arg)
 {
     (void)arg;
     while (!atomic_load(&stop)) {
-        timers_run(&heap, nanotime());
+        timers_run(&heap, nanotime()), sys_thread_yield();
         sys_thread_yield();
     }
 }
@@ -237,5 +237,89 @@ TEST(timer_each_fires_or_is_deleted)
     for (int i = 0; i < 2; i++)
         test_join(runner[i]);
     check_heap(&heap);
+    CHECK_EQ(heap.len, 0);
+}
+
+/* ---- timer_stop: afterwards the timer's memory may be freed ---- */
+
+typedef struct Ticking {
+    Timer t;
+    uint32_t alive; /* atomic; nothing but this word is looked at in memory that was freed */
+} Ticking;
+
+static uint32_t ticks; /* atomic */
+
+static void
+tick(void *arg, uint32_t seq)
+{
+    Ticking *k = arg;
+    (void)seq;
+    CHECK_EQ(atomic_load(&k->alive), 1);
+    sys_thread_yield();
+    CHECK_EQ(atomic_load(&k->alive), 1);
+    atomic_xadd(&ticks, 1u);
+    int code = timer_add(k->t.heap, &k->t, nanotime() + 1, tick, k, 0);
+    CHECK(code == GMP_OK || code == GMP_ESTATE); /* the latter: it is being stopped */
+}
+
+static uint32_t stop_running; /* atomic */
+
+static void
+run_heap(void *unused)
+{
+    (void)unused;
+    while (!atomic_load(&stop_running))
+        timers_run(&heap, nanotime()), sys_thread_yield();
+}
+
+TEST(timer_stop_waits_for_the_function)
+{
+    TestThread *runners[3];
+    for (int i = 0; i < 3; i++)
+        runners[i] = test_thread(run_heap, NULL);
+    for (int round = 0; round < 300; round++) {
+        Ticking *k = calloc(1, sizeof *k);
+        atomic_store(&k->alive, 1u);
+        k->t.stoppable = true;
+        CHECK_EQ(timer_add(&heap, &k->t, 1, tick, k, 0), 0);
+        uint32_t seen = atomic_load(&ticks);
+        while (round % 2 == 0 && atomic_load(&ticks) < seen + 3)
+            sys_thread_yield();
+        timer_stop(&k->t); /* it arms itself again, so it is always armed, or about to be */
+        CHECK(!timer_stop(&k->t));
+        atomic_store(&k->alive, 0u);
+        free(k);
+    }
+    atomic_store(&stop_running, 1u);
+    for (int i = 0; i < 3; i++)
+        test_join(runners[i]);
+    CHECK_EQ(heap.len, 0);
+}
+
+TEST(timer_stop_of_one_that_was_never_armed)
+{
+    static Timer t;
+    CHECK(!timer_stop(&t));
+    CHECK(!timer_del(&t));
+}
+
+/* In the child of a fork the heap is empty, whatever the timers believe. */
+TEST(timer_after_a_fork)
+{
+    static Timer t[10], u;
+    for (int i = 0; i < 10; i++)
+        CHECK_EQ(timer_add(&heap, &t[i], 100 + i, in_order, &t[i], 0), 0);
+    t[3].firing = 1; /* as it was forked */
+    timers_afterfork_child(&heap);
+    CHECK_EQ(heap.len, 0);
+    CHECK(!timer_del(&t[5]));
+    CHECK(!timer_stop(&t[3]));
+    CHECK_EQ(timer_add(&heap, &u, 50, in_order, &u, 0), 0);
+    CHECK_EQ(timer_add(&heap, &t[3], 60, in_order, &t[3], 0), 0);
+    CHECK(!timer_stop(&t[0]));
+    check_heap(&heap);
+    CHECK_EQ(heap.len, 2);
+    CHECK(timer_stop(&t[3]));
+    CHECK(timer_del(&u));
     CHECK_EQ(heap.len, 0);
 }

@@ -61,7 +61,7 @@ def test_times_that_are_no_numbers(timeout: object) -> None:
 
 
 def test_sleep_none() -> None:
-    with pytest.raises(TypeError, match=r"sleep\(\) argument must be a number of seconds, not None"):
+    with pytest.raises(TypeError, match=r"sleep\(\): the time must be a number of seconds, not NoneType"):
         gmp.sleep(None)  # type: ignore[arg-type]
 
 

@@ -176,6 +176,46 @@ def test_stack_of_a_goroutine_that_has_not_run() -> None:
     g.join()
 
 
+def test_goroutines_that_are_queued_without_a_stack_are_listed() -> None:
+    """In a long queue a new goroutine gets its stack when it runs; it is listed from the beginning, once."""
+
+    def queued() -> None: ...
+
+    gs = [go(queued) for _ in range(700)]  # more than the local queue holds
+    text = gmp.runtime.stack(all=True)
+    for g in gs:
+        assert len(re.findall(rf"^goroutine {g.id} \[", text, re.M)) == 1
+    waiting = [part for part in text.split("\n\n") if part.partition("\n")[0].endswith(".queued:")]
+    runnable = [part for part in waiting if re.match(r"goroutine \d+ \[runnable\] ", part)]
+    assert len(runnable) > 500
+    for part in runnable:
+        assert re.search(
+            r"^created by test_goroutines_that_are_.* at .*test_runtime\.py:\d+ in goroutine \d+$", part, re.M
+        ), part
+    for g in gs:
+        g.join()
+    assert "queued" not in heads(gmp.runtime.stack(all=True))
+
+
+def test_waiting_time(child) -> None:
+    child("""
+        import gmp, re
+        def waiter():
+            ch.recv()
+        ch = gmp.Chan()
+        gmp.go(waiter)
+        gmp.sleep(0.01)
+        assert "[chan receive] waiter:" in gmp.runtime.stack(all=True)
+        gmp._core._add_to_waits(65)
+        assert "[chan receive, 1 minutes] waiter:" in gmp.runtime.stack(all=True)
+        gmp._core._add_to_waits(3600)
+        text = gmp.runtime.stack(all=True)
+        assert "[chan receive, 61 minutes] waiter:" in text, text
+        assert "[running] main:" in text
+        ch.send(1)
+    """).expect(0)
+
+
 def test_created_by_line_numbers() -> None:
     def start() -> gmp.Goroutine[object]:
         x = 1
