@@ -268,6 +268,19 @@ typedef struct Sending {
     PyObject *details, *trailing;
 } Sending;
 
+/* Something was posted.  The scheduler flushes when this thread's P finds nothing else to run, or is taken away.  A thread that has no P,
+ * because it is no M or sysmon has taken it, does it itself: all Ps may be idle, and nobody would come by.  The look comes after the
+ * post: if the P is taken after the look, whoever takes it (handoffp) finds what was posted. */
+static void
+posted(H2Server *srv)
+{
+    M *mp = getm();
+    P *pp = mp != NULL && mp->set == SCHED ? mp->p : NULL;
+    atomic_fence(); /* pairs with sysmon's CAS on the P's owner */
+    if (pp == NULL || atomic_load(&pp->owner) != ((uintptr_t)mp | P_RUNNING))
+        h2_flush_dirty(srv);
+}
+
 /* 0; -1 with an exception, nothing sent. */
 static int
 send_op(GrpcCall *call, const Sending *s)
@@ -344,6 +357,7 @@ send_op(GrpcCall *call, const Sending *s)
     if (data != NULL)
         call->plain_next = false;
     h2_post(op);
+    posted(call->server->srv);
     r = 0;
 done:
     PyMem_RawFree(b.data);

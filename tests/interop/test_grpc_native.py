@@ -980,3 +980,40 @@ def test_hundreds_of_goroutines_wait_for_calls():
         go_on.close()
         for goroutine in clients:
             goroutine.join(timeout=LONG)
+
+
+def test_a_response_from_a_thread_without_a_p_is_sent_at_once():
+    """Nobody would come by to flush it: all else is idle."""
+    senders = queue.SimpleQueue()
+
+    def watch(request, context, send):
+        senders.put(send)
+
+    watch.experimental_non_blocking = True
+    with serving(Watch=us(watch)) as (_, channel):
+        replies = channel.unary_stream(path("Watch"))(b"", timeout=60)
+        send = senders.get(timeout=LONG)
+        for i in range(30):
+            thread = threading.Thread(target=send, args=(b"%d" % i,))
+            thread.start()
+            assert next(replies) == b"%d" % i
+            thread.join(LONG)
+        thread = threading.Thread(target=send, args=(None,))
+        thread.start()
+        assert list(replies) == []
+        thread.join(LONG)
+
+
+def test_a_response_after_a_long_computation_is_sent_at_once():
+    """sysmon has taken the handler's P meanwhile."""
+
+    def handler(request, context):
+        end = time.monotonic() + 0.03
+        while time.monotonic() < end:
+            pass
+        time.sleep(0.002)  # lets go of the GIL
+        return request
+
+    with serving(Call=uu(handler)) as (_, channel):
+        for i in range(20):
+            assert unary(channel)(b"%d" % i, timeout=LONG) == b"%d" % i
