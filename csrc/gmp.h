@@ -18,9 +18,9 @@
  * A goroutine may go on on another thread after each call that can wait: keep no errno and no address of a thread-local
  * variable across one.  It may not touch Python, and may not return to a longjmp or throw an exception across its first function.
  * A goroutine that runs for long, or blocks its thread in a call that this library knows nothing of, loses its P to others
- * after 10 ms; gmp_block_enter gives it away at once.
+ * after 10 ms, and goes on beside them; gmp_block_enter gives it away at once.
  *
- * GMP_STACK_2K is for leaf functions: some 1.2 KiB are theirs, calls of this library included in the rest.  No printf, no
+ * GMP_STACK_2K is for leaf functions: 1.7 KiB are theirs, of which a call of this library takes up to 0.9.  No printf, no
  * system call wrappers with buffers.  Link with -Wl,-z,now (the dynamic linker resolves symbols on the caller's stack), and
  * install signal handlers with SA_ONSTACK.  An overflow is looked for at each wait, and ends the process with the
  * function's address.  The other classes are grown by page faults and end in a guard page.

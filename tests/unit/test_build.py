@@ -106,7 +106,7 @@ def test_wheel_contents(wheel: Path) -> None:
     expected |= {f"protos/{n}" for n in stubs}
     assert expected <= {n.removeprefix("gmp/") for n in names}
     assert not [n for n in names if not n.startswith(("gmp/", "gmp_runtime-"))]
-    assert not [n for n in names if n.endswith((".c", ".h", ".S", ".o", ".pyc"))]
+    assert [n for n in names if n.endswith((".c", ".h", ".S", ".o", ".pyc"))] == ["gmp/include/gmp.h"]
     assert "Requires-Python: <3.16,>=3.11" in description
     assert "Requires-Dist: cffi>=1.17" in description
     assert {"grpc", "greenlet", "dev"} <= {
@@ -121,13 +121,15 @@ def test_one_version() -> None:
     assert ffi.string(lib.gmp_version()).decode() == metadata.version("gmp-runtime") == gmp.__version__
 
 
-def test_only_the_init_functions_are_exported() -> None:
+def test_only_what_is_public_is_exported() -> None:
     from gmp import _core
+    from gmp._ffi import lib
 
     if shutil.which("nm") is None:
         pytest.skip("nm is not installed")
     listing = run("nm", "-D", "--defined-only", _core.__file__).stdout
-    assert {line.split()[-1] for line in listing.splitlines()} == {"PyInit__core", "PyInit__cffi"}
+    public = {name for name in dir(lib) if name.startswith("gmp_")}
+    assert {line.split()[-1] for line in listing.splitlines()} == {"PyInit__core", "PyInit__cffi"} | public
 
 
 def test_stack_is_not_executable() -> None:
