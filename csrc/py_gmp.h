@@ -60,6 +60,7 @@ void tstate_swap(PyG *from, PyG *to, M *mp);
 void tstate_attach(PyG *to, M *mp);  /* takes the GIL */
 void tstate_detach(PyG *from);       /* lets go of the GIL */
 bool tstate_detached(PyG *pg);       /* any thread, no GIL */
+bool tstate_hurry(int64_t now);      /* sysmon, no GIL: see that who waits in tstate_attach gets the GIL soon */
 void tstate_prefetch(PyG *pg);       /* it will be attached soon */
 void tstate_begin(PyG *pg);          /* the goroutine's first act: context, recursion limits */
 int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */

@@ -948,6 +948,7 @@ static const Class python_class = {
     .start_entry = pyg_entry,
     .start_fill = fill_queued,
     .poll_signals = cls_poll_signals,
+    .hurry = tstate_hurry,
     .idle = py_idle,
 };
 

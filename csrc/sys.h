@@ -77,6 +77,7 @@ bool sys_thread_freeze(uint64_t tid);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
+void sys_exact_sleeps(void); /* from now on the calling thread's sleeps end when they should, not some 50 us later */
 int sys_ncpu(void);  /* CPUs in the affinity mask */
 int sys_procs(void); /* the same, or the CPUs' worth of time that the process may use, if that is less */
 double sys_cpu_quota(const char *root); /* that limit, 0 for none; /proc and /sys are looked for below root (tests) */

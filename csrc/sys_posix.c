@@ -16,6 +16,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <link.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #endif
 
@@ -355,6 +356,14 @@ sys_usleep(int64_t us)
     ts.tv_nsec = (long)(us % 1000000) * 1000;
     while (nanosleep(&ts, &ts) == -1 && errno == EINTR)
         ;
+}
+
+void
+sys_exact_sleeps(void)
+{
+#if defined(__linux__)
+    prctl(PR_SET_TIMERSLACK, 1UL);
+#endif
 }
 
 int

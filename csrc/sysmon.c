@@ -22,7 +22,8 @@
 #define SIGNAL_POLL_NS (50 * 1000 * 1000)
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
-#define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
+#define MAX_DELAY_BUSY_US 500 /* while some goroutine is detached, but has nobody to yield to; and in fights */
+#define FIGHT_NS (100 * 1000 * 1000)
 
 static uint32_t started;
 static uint32_t asleep; /* atomic: sysmon waits on note */
@@ -133,8 +134,9 @@ static void
 sysmon(void *arg)
 {
     (void)arg;
-    int64_t delay = MIN_DELAY_US;
+    int64_t delay = MIN_DELAY_US, fight_until = 0;
     uint32_t quiet = 0;
+    sys_exact_sleeps();
     for (;;) {
         sys_usleep(delay);
         if (all_idle()) {
@@ -164,6 +166,8 @@ sysmon(void *arg)
             did |= rescue_main(&scheds[s], now);
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
+            if (scheds[s].cls->hurry != NULL && scheds[s].cls->hurry(now))
+                fight_until = now + FIGHT_NS;
         }
         /* All Ps are busy and nobody looked at the descriptors for long: their goroutines go to the global queue. */
         if (netpoll_waiters() != 0 && now - netpoll_lastpoll() > POLL_NS) {
@@ -176,9 +180,8 @@ sysmon(void *arg)
             delay = MIN_DELAY_US;
         }
         else if (++quiet > 50) {
-            delay *= 2;
-            if (delay > (detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US))
-                delay = detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US;
+            int64_t most = detached || now < fight_until ? MAX_DELAY_BUSY_US : MAX_DELAY_US;
+            delay = delay * 2 < most ? delay * 2 : most;
         }
     }
 }
