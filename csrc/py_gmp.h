@@ -65,8 +65,9 @@ void tstate_prefetch(PyG *pg);       /* it will be attached soon */
 void tstate_begin(PyG *pg);          /* the goroutine's first act: context, recursion limits */
 int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */
 bool tstate_is_main_thread(void);
-void tstate_scrub(void);          /* its last: nothing of it may be visible to the next one; may run Python code */
-bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
+void tstate_scrub(void);            /* its last: nothing of it may be visible to the next one; may run Python code */
+bool tstate_signal_pending(void);   /* any thread, no GIL: a signal waits for the main goroutine */
+uint32_t *tstate_signal_word(void); /* where CPython's signal handler leaves word; NULL at the end */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
 void tstate_forbid(void *poison);               /* PyGILState_* will find this on the calling thread */
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */

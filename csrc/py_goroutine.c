@@ -923,8 +923,13 @@ cls_detached(G *gp)
 static void
 cls_poll_signals(void)
 {
-    if (py_main != NULL && tstate_signal_pending())
-        goready_interrupt(&py_main->g, GMP_EINTR);
+    PyG *pg = py_main;
+    if (pg == NULL || !tstate_signal_pending() || goready_interrupt(&pg->g, GMP_EINTR))
+        return;
+    /* It runs.  If it is in a system call, on another thread than its own, the signal has interrupted the wrong one. */
+    M *mp = atomic_load_relaxed(&pg->g.m);
+    if (mp != NULL && mp != SCHED->mainm && atomic_load(&pg->g.status) == G_RUNNING && tstate_detached(pg))
+        sys_thread_interrupt(mp->tid);
 }
 
 static void
@@ -948,6 +953,8 @@ static const Class python_class = {
     .start_entry = pyg_entry,
     .start_fill = fill_queued,
     .poll_signals = cls_poll_signals,
+    .signal_waits = tstate_signal_pending,
+    .signal_word = tstate_signal_word,
     .hurry = tstate_hurry,
     .idle = py_idle,
 };

@@ -387,6 +387,18 @@ tstate_forbid(void *poison)
 #endif
 }
 
+uint32_t *
+tstate_signal_word(void)
+{
+    if (main_ts == NULL)
+        return NULL;
+#if PY_VERSION_HEX < 0x030D0000
+    return (uint32_t *)&_PyRuntime.ceval.signals_pending;
+#else
+    return (uint32_t *)&main_ts->eval_breaker; /* its low half: all supported CPUs are little-endian */
+#endif
+}
+
 /* ---- the life of a goroutine ---- */
 
 void

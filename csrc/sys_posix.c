@@ -495,6 +495,60 @@ sys_thread_freeze(uint64_t tid)
 #endif
 }
 
+static void
+on_interrupt(int sig)
+{
+    (void)sig;
+}
+
+void
+sys_thread_interrupt(uint64_t tid)
+{
+#if defined(__linux__)
+    struct sigaction sa;
+    if (sigaction(SIGURG, NULL, &sa) != 0)
+        return;
+    if (!(sa.sa_flags & SA_SIGINFO) && (sa.sa_handler == SIG_DFL || sa.sa_handler == SIG_IGN)) {
+        memset(&sa, 0, sizeof(sa));
+        sa.sa_handler = on_interrupt; /* without SA_RESTART */
+        sa.sa_flags = SA_ONSTACK;
+        sigaction(SIGURG, &sa, NULL);
+    }
+    else if ((sa.sa_flags & SA_SIGINFO) || sa.sa_handler != on_interrupt) {
+        return;
+    }
+    syscall(SYS_tgkill, getpid(), (pid_t)tid, SIGURG);
+#else
+    (void)tid;
+#endif
+}
+
+static __thread sigset_t held_mask;
+static __thread bool held;
+
+void
+sys_signals_hold(void)
+{
+#if defined(__linux__)
+    block_signals(&held_mask);
+    held = true;
+#endif
+}
+
+void
+sys_signals_release(void)
+{
+    if (held)
+        pthread_sigmask(SIG_SETMASK, &held_mask, NULL);
+    held = false;
+}
+
+const void *
+sys_signals_mask(void)
+{
+    return held ? &held_mask : NULL;
+}
+
 int
 sys_thread_count(void)
 {

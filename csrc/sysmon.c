@@ -9,7 +9,9 @@
  *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
  * until pidleget wakes it, so an idle process has no wake-ups; but while another goroutine blocks on the main thread it looks
- * for signals every SIGNAL_POLL_NS.
+ * for signals every SIGNAL_POLL_NS, and LAST_LOOKS times before it sleeps for long: one that comes while the main thread has
+ * another one pending is given to another thread.  Those that the main thread takes it does not sleep through: see
+ * note_sleep_intr and sys_signals_hold.
  */
 #include "netpoll.h"
 #include "proc.h"
@@ -20,6 +22,7 @@
 #define RESCUE_DETACHED_NS (500 * 1000)
 #define POLL_NS (10 * 1000 * 1000)
 #define SIGNAL_POLL_NS (50 * 1000 * 1000)
+#define LAST_LOOKS 2
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_BUSY_US 500 /* while some goroutine is detached, but has nobody to yield to; and in fights */
@@ -105,14 +108,17 @@ rescue_main(Sched *sched, int64_t now)
     return rescue(sched);
 }
 
-/* Another goroutine keeps the main thread, blocked.  A signal interrupts it there, which tells us nothing. */
+/* Another goroutine keeps the main thread, blocked, and a signal interrupts it there, which tells us nothing; or a signal has
+ * come, but the main goroutine is in a system call elsewhere. */
 static bool
 main_kept(void)
 {
     for (int s = 0; s < SETS; s++) {
         M *mp = atomic_load(&scheds[s].mainm);
         G *gp = mp != NULL ? atomic_load_relaxed(&mp->curg) : NULL;
-        if (gp != NULL && gp->stack_lo != NULL && scheds[s].cls->poll_signals != NULL)
+        if (mp == NULL || scheds[s].cls->poll_signals == NULL)
+            continue;
+        if ((gp != NULL && gp->stack_lo != NULL) || scheds[s].cls->signal_waits())
             return true;
     }
     return false;
@@ -135,7 +141,7 @@ sysmon(void *arg)
 {
     (void)arg;
     int64_t delay = MIN_DELAY_US, fight_until = 0;
-    uint32_t quiet = 0;
+    uint32_t quiet = 0, looks = 0;
     sys_exact_sleeps();
     for (;;) {
         sys_usleep(delay);
@@ -146,13 +152,17 @@ sysmon(void *arg)
             for (int i = 0; i < SETS; i++)
                 if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
-            if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
-                if (!note_sleep(&note, main_kept() ? SIGNAL_POLL_NS : -1) && !atomic_cas(&asleep, 1u, 0u))
+            if (all_idle() || !atomic_cas(&asleep, 1u, 0u)) {
+                bool woken = note_sleep(&note, looks < LAST_LOOKS || main_kept() ? SIGNAL_POLL_NS : -1);
+                looks = woken ? 0 : looks + 1;
+                if (!woken && !atomic_cas(&asleep, 1u, 0u))
                     note_sleep(&note, -1);
+            }
             quiet = 0;
             delay = MIN_DELAY_US;
             continue;
         }
+        looks = 0;
         int64_t now = nanotime();
         bool did = false, detached = false;
         for (int s = 0; s < SETS; s++)
