@@ -264,7 +264,7 @@ finish_failed(PyG *pg, Goroutine *h)
 static int
 lock_thread(void)
 {
-    if (PY_GREENLETS() && py_greenlet_park() < 0) /* it may have to move, which greenlets cannot */
+    if (PY_MUST_LOOK(getg()) && py_greenlet_park() < 0) /* it may have to move, which greenlets cannot */
         return -1;
     int code = lockosthread(false);
     if (code == GMP_EAGAIN)
@@ -325,7 +325,7 @@ pyg_entry(G *gp)
     Py_CLEAR(pg->fn);
     tstate_scrub();
     Py_CLEAR(pg->created_code);
-    if (PY_GREENLETS()) {
+    if (PY_MUST_LOOK(gp)) {
         py_greenlet_end();
         tstate_scrub();
     }
@@ -740,7 +740,8 @@ py_gosched(PyObject *module, PyObject *unused)
 {
     if (GMP_UNLIKELY(py_stopped))
         Py_RETURN_NONE;
-    if (py_self() == NULL || (PY_GREENLETS() && py_greenlet_park() < 0))
+    G *gp = py_self();
+    if (gp == NULL || (PY_MUST_LOOK(gp) && py_greenlet_park() < 0))
         return NULL;
     gosched();
     Py_RETURN_NONE;

@@ -442,6 +442,12 @@ tstate_is_main_thread(void)
     return PyThread_get_thread_ident() == main_ident;
 }
 
+bool
+tstate_in_callback(PyG *pg)
+{
+    return pg->ts->gilstate_counter > 1 && PY_MAY_MOVE(&pg->g);
+}
+
 /* Attached as the goroutine that ends, on its stack. */
 void
 tstate_scrub(void)

@@ -85,8 +85,8 @@ uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
 void sys_exact_sleeps(void); /* from now on the calling thread's sleeps end when they should, not some 50 us later */
-int sys_ncpu(void);  /* CPUs in the affinity mask */
-int sys_procs(void); /* the same, or the CPUs' worth of time that the process may use, if that is less */
+int sys_ncpu(void);          /* CPUs in the affinity mask */
+int sys_procs(void);         /* the same, or the CPUs' worth of time that the process may use, if that is less */
 double sys_cpu_quota(const char *root); /* that limit, 0 for none; /proc and /sys are looked for below root (tests) */
 int sys_procs_within(int ncpu, double quota);
 /* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The
