@@ -1029,9 +1029,11 @@ py_set_excepthook(PyObject *module, PyObject *arg)
 static void
 go_home(void)
 {
-    if (PY_GREENLETS() && py_greenlet_park() < 0)
+    if (py_main == NULL || getg() != &py_main->g)
+        return;
+    if (PY_MUST_LOOK(getg()) && py_greenlet_park() < 0)
         return PyErr_Clear();
-    for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
+    for (int i = 0; i < 20 && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
         gosleep(1000 * 1000);
 }
 
