@@ -1,6 +1,7 @@
 # make demo       the Greeter on goroutines against thread pools and asyncio
 # make test       the C tests, then pytest               make pytest SUITE=tests/unit PYTEST_ARGS=-x   some of it
 # make bench      every benchmark, beside its peers
+# make stress     all of it together for a minute; SEED=123 repeats a run, SECONDS=600 makes it longer
 # make lint       ruff, mypy --strict, clang-format          make format   lets them write
 # make pythons    the suite on every supported CPython of this machine; GMP_PYTHONS="/a/python3.14 ..." adds some,
 #                 ONLY="3.14 3.15" picks some
@@ -28,7 +29,7 @@ RUN := env PYTHONSAFEPATH=1 $(abspath $(PY))
 SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py gmp/*.pyi gmp/py.typed \
 	gmp/[!p]*/*.py protos/*.proto)
 
-.PHONY: demo test ctest pytest bench lint format pythons asan ubsan tsan sanitized sanitized-pytest wheel install clean FORCE
+.PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan sanitized sanitized-pytest wheel install clean FORCE
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -45,6 +46,9 @@ ctest:
 pytest: $(VENV)/.installed $(VENV)/.deps-test
 	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" GMP_BUILD_PYTHON=$(abspath $(BUILDER)/bin/python) \
 		timeout --kill-after=20 $$(($(TEST_BUDGET) + 120)) $(RUN) -m pytest $(SUITE) $(PYTEST_ARGS)
+
+stress: $(VENV)/.installed
+	$(RUN) tests/stress/everything.py --seed $(or $(SEED),0) --seconds $(or $(SECONDS),60)
 
 bench: $(VENV)/.installed $(VENV)/.deps-bench
 	$(RUN) -m pytest benchmarks --benchmark-sort=name $(BENCH_ARGS)

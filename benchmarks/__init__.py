@@ -7,6 +7,7 @@
     bench_sync.py    mutex: alone and contended
     bench_memory.py  bytes a parked task, a million parked
     bench_timers.py  100,000 sleepers
+    bench_freeze.py  timers beside blocking and computing tasks
     go/              the Go twin of every shape
 
     harness.py       what a shape is: contenders, figures, targets

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers", "echo", "native")
+BENCHES = ("switch", "spawn", "chan", "select", "sync", "memory", "timers", "echo", "freeze", "native")
 
 # In the order in which they run and are printed; those whose ratio matters most are neighbours.
 CONTENDERS = {

@@ -85,12 +85,12 @@ note_wakeup(Note *n)
 bool
 note_sleep(Note *n, int64_t timeout_ns)
 {
-    return note_sleep_intr(n, timeout_ns, NULL, NULL);
+    return note_sleep_intr(n, timeout_ns, NULL, NULL, NULL);
 }
 
 /* Go: runtime.notetsleep */
 bool
-note_sleep_intr(Note *n, int64_t timeout_ns, void (*awake)(void *), void *arg)
+note_sleep_intr(Note *n, int64_t timeout_ns, uint32_t *word, void (*look)(void *), void *arg)
 {
     int64_t deadline = 0, left = -1;
 
@@ -108,11 +108,15 @@ note_sleep_intr(Note *n, int64_t timeout_ns, void (*awake)(void *), void *arg)
         return true;
     }
     for (;;) {
-        futexsleep(&n->key, 2, left);
+        uint32_t seen = word != NULL ? atomic_load(word) : 0; /* before the look: see futexsleep2 */
+        if (look != NULL)
+            look(arg);
+        if (word != NULL)
+            futexsleep2(&n->key, 2, word, seen, left);
+        else
+            futexsleep(&n->key, 2, left);
         if (atomic_load_acquire(&n->key) != 2) /* pairs with the exchange in note_wakeup */
             return true;
-        if (awake != NULL)
-            awake(arg);
         if (timeout_ns > 0) {
             left = deadline - nanotime();
             if (left <= 0)

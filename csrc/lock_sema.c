@@ -128,6 +128,13 @@ futexsleep(uint32_t *addr, uint32_t val, int64_t timeout_ns)
 }
 
 void
+futexsleep2(uint32_t *addr, uint32_t val, uint32_t *addr2, uint32_t val2, int64_t timeout_ns)
+{
+    if (*(volatile uint32_t *)addr2 == val2)
+        futexsleep(addr, val, timeout_ns);
+}
+
+void
 futexwakeup(uint32_t *addr)
 {
     SleepQueue *q = queue_of(addr);

@@ -70,20 +70,21 @@ static int
 wait_for(int set, struct epoll_event *events, int64_t delay)
 {
     int epfd = epfds[set];
+    const sigset_t *mask = sys_signals_mask();
     if (delay <= 0)
-        return epoll_wait(epfd, events, EVENTS, delay < 0 ? -1 : 0);
+        return epoll_pwait(epfd, events, EVENTS, delay < 0 ? -1 : 0, mask);
 #ifdef SYS_epoll_pwait2
     static bool missing;
     if (!missing) { /* Linux 5.11: takes nanoseconds */
         struct timespec ts = {(time_t)(delay / 1000000000), (long)(delay % 1000000000)};
-        int n = (int)syscall(SYS_epoll_pwait2, epfd, events, EVENTS, &ts, NULL, (size_t)0);
+        int n = (int)syscall(SYS_epoll_pwait2, epfd, events, EVENTS, &ts, mask, (size_t)8); /* 8: the kernel's set */
         if (n >= 0 || errno != ENOSYS)
             return n;
         missing = true;
     }
 #endif
     int64_t ms = (delay + 999999) / 1000000;
-    return epoll_wait(epfd, events, EVENTS, ms > 1000000000 ? 1000000000 : (int)ms);
+    return epoll_pwait(epfd, events, EVENTS, ms > 1000000000 ? 1000000000 : (int)ms, mask);
 }
 
 bool

@@ -4,7 +4,7 @@
  *   py_current.c    where CPython keeps the current thread state of a thread
  *   py_goroutine.c  go, Goroutine, gosched, sleep, threads that become Ms, the python Class
  *   py_wait.c       timeouts, and what every wait does when it ends otherwise: errors, signals, deadlock
- *   py_greenlet.c   goroutines that use greenlets
+ *   py_greenlet.c   goroutines that must stay on their thread: greenlets, callbacks from C, imports
  *   py_chan.c       Chan, recv, send, select        py_sync.c   Mutex, WaitGroup        py_net.c   FD
  *   py_native.c     C functions as goroutines of the native set
  *   py_runtime.c    statistics, listing goroutines  py_dump.c   the same for SIGQUIT, without Python code
@@ -62,12 +62,15 @@ void tstate_swap(PyG *from, PyG *to, M *mp);
 void tstate_attach(PyG *to, M *mp);  /* takes the GIL */
 void tstate_detach(PyG *from);       /* lets go of the GIL */
 bool tstate_detached(PyG *pg);       /* any thread, no GIL */
+bool tstate_hurry(int64_t now);      /* sysmon, no GIL: see that who waits in tstate_attach gets the GIL soon */
 void tstate_prefetch(PyG *pg);       /* it will be attached soon */
 void tstate_begin(PyG *pg);          /* the goroutine's first act: context, recursion limits */
 int tstate_context(PyObject **copy); /* of the current context; NULL when there is none */
 bool tstate_is_main_thread(void);
-void tstate_scrub(void);          /* its last: nothing of it may be visible to the next one; may run Python code */
-bool tstate_signal_pending(void); /* any thread, no GIL: a signal waits for the main goroutine */
+bool tstate_in_callback(PyG *pg);   /* inside PyGILState_Ensure, on a thread that others may use while it waits */
+void tstate_scrub(void);            /* its last: nothing of it may be visible to the next one; may run Python code */
+bool tstate_signal_pending(void);   /* any thread, no GIL: a signal waits for the main goroutine */
+uint32_t *tstate_signal_word(void); /* where CPython's signal handler leaves word; NULL at the end */
 void tstate_where(PyObject **code, int *lasti); /* of the innermost Python frame; code is a new reference or NULL */
 void tstate_forbid(void *poison);               /* PyGILState_* will find this on the calling thread */
 /* The innermost Python frames of ts, innermost first, at most max; *more: how many there are besides.  The code objects are
@@ -150,7 +153,7 @@ void py_stop(void);                        /* the interpreter shuts down */
 void py_afterfork_child(void);
 
 /* ---- py_greenlet.c ---- */
-/* The calling goroutine is about to leave its thread to others: it locks itself to it if it has greenlets there.  Before
+/* The calling goroutine is about to leave its thread to others: it locks itself to it if it has greenlets or C frames there.  Before
  * anything is held: it may run Python code.  0, or -1 with an exception. */
 int py_greenlet_park(void);
 void py_greenlet_end(void); /* the goroutine's last act but goexit */
@@ -162,7 +165,12 @@ extern uint64_t py_modules_seen, *py_modules_tag;
 extern bool py_modules_changed;
 #define PY_GREENLETS() GMP_UNLIKELY(py_modules_changed)
 #endif
-/* True only if greenlet may be imported: py_greenlet_park or _end must be called. */
+/* PY_GREENLETS: true only if greenlet may be imported.  PY_MUST_LOOK: py_greenlet_park or _end must be called. */
+#define PY_MAY_MOVE(gp) ((gp)->stack_lo != NULL || (gp) == (G *)py_main)
+extern PyObject *py_module_locks;
+#define PY_MUST_LOOK(gp)                                                                                               \
+    (PY_GREENLETS() || PyDict_GET_SIZE(py_module_locks) != 0 ||                                                        \
+     GMP_UNLIKELY(tstate_in_callback((PyG *)(gp)) != ((gp)->lockedint != 0)))
 
 /* ---- py_wait.c ---- */
 /* None -> -1 (for ever); seconds -> ns.  Negative on error, with an exception naming `what`. */

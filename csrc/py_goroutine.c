@@ -264,7 +264,7 @@ finish_failed(PyG *pg, Goroutine *h)
 static int
 lock_thread(void)
 {
-    if (PY_GREENLETS() && py_greenlet_park() < 0) /* it may have to move, which greenlets cannot */
+    if (PY_MUST_LOOK(getg()) && py_greenlet_park() < 0) /* it may have to move, which greenlets cannot */
         return -1;
     int code = lockosthread(false);
     if (code == GMP_EAGAIN)
@@ -325,7 +325,7 @@ pyg_entry(G *gp)
     Py_CLEAR(pg->fn);
     tstate_scrub();
     Py_CLEAR(pg->created_code);
-    if (PY_GREENLETS()) {
+    if (PY_MUST_LOOK(gp)) {
         py_greenlet_end();
         tstate_scrub();
     }
@@ -741,7 +741,8 @@ py_gosched(PyObject *module, PyObject *unused)
 {
     if (GMP_UNLIKELY(py_stopped))
         Py_RETURN_NONE;
-    if (py_self() == NULL || (PY_GREENLETS() && py_greenlet_park() < 0))
+    G *gp = py_self();
+    if (gp == NULL || (PY_MUST_LOOK(gp) && py_greenlet_park() < 0))
         return NULL;
     gosched();
     Py_RETURN_NONE;
@@ -920,8 +921,13 @@ cls_detached(G *gp)
 static void
 cls_poll_signals(void)
 {
-    if (py_main != NULL && tstate_signal_pending())
-        goready_interrupt(&py_main->g, GMP_EINTR);
+    PyG *pg = py_main;
+    if (pg == NULL || !tstate_signal_pending() || goready_interrupt(&pg->g, GMP_EINTR))
+        return;
+    /* It runs.  If it is in a system call, on another thread than its own, the signal has interrupted the wrong one. */
+    M *mp = atomic_load_relaxed(&pg->g.m);
+    if (mp != NULL && mp != SCHED->mainm && atomic_load(&pg->g.status) == G_RUNNING && tstate_detached(pg))
+        sys_thread_interrupt(mp->tid);
 }
 
 static void
@@ -945,6 +951,9 @@ static const Class python_class = {
     .start_entry = pyg_entry,
     .start_fill = fill_queued,
     .poll_signals = cls_poll_signals,
+    .signal_waits = tstate_signal_pending,
+    .signal_word = tstate_signal_word,
+    .hurry = tstate_hurry,
     .idle = py_idle,
 };
 
@@ -1022,9 +1031,11 @@ py_set_excepthook(PyObject *module, PyObject *arg)
 static void
 go_home(void)
 {
-    if (PY_GREENLETS() && py_greenlet_park() < 0)
+    if (py_main == NULL || getg() != &py_main->g)
+        return;
+    if (PY_MUST_LOOK(getg()) && py_greenlet_park() < 0)
         return PyErr_Clear();
-    for (int i = 0; i < 20 && py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
+    for (int i = 0; i < 20 && getg() == &py_main->g && getm() != SCHED->mainm && !py_stopped; i++)
         gosleep(1000 * 1000);
 }
 

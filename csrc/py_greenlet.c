@@ -1,4 +1,10 @@
-/* py_greenlet.c: goroutines that use greenlets.
+/* py_greenlet.c: goroutines that must not leave their thread now: they are inside a greenlet, a callback from C, or an import.
+ *
+ * A callback (sqlite3, ctypes, Cython's "with gil": all by PyGILState_Ensure) has C frames below that may hold what belongs to the
+ * thread: while sqlite runs a statement it holds the connection's mutex, and another thread that asks it for the name of a
+ * column waits for that for ever, with the GIL.  Python's locks of modules go by thread id: a module whose body parks would be
+ * seen half made by the next goroutine of that thread, and be unlocked by the wrong one.  So a goroutine that parks in one of
+ * these locks itself to the thread, until it parks outside of all.
  *
  * greenlet (SQLAlchemy's asyncio bridge, Playwright, gevent) keeps for each OS thread which greenlet is current and which one is
  * the thread's main one, and switches by copying parts of the current C stack to the heap and back.  It knows nothing of
@@ -155,21 +161,65 @@ greenlet_in_use(void)
     }
 }
 
+/* ---- imports ---- */
+
+PyObject *py_module_locks; /* importlib's: name -> weak reference to the lock of a module that is being imported */
+static PyObject *owner_name;
+
+/* Has this thread, which is then the goroutine's own, locked a module? */
+static bool
+importing(void)
+{
+    PyObject *name, *ref;
+    Py_ssize_t pos = 0;
+    bool mine = false;
+    if (PyDict_GET_SIZE(py_module_locks) == 0)
+        return false;
+    while (!mine && PyDict_Next(py_module_locks, &pos, &name, &ref)) {
+        if (!PyWeakref_Check(ref))
+            continue;
+#if PY_VERSION_HEX >= 0x030D0000
+        PyObject *lock = NULL;
+        if (PyWeakref_GetRef(ref, &lock) < 0)
+            PyErr_Clear();
+#else
+        PyObject *lock = PyWeakref_GET_OBJECT(ref);
+        lock = lock == Py_None ? NULL : Py_NewRef(lock);
+#endif
+        PyObject *owner = lock != NULL ? PyObject_GetAttr(lock, owner_name) : NULL;
+        mine = owner != NULL && PyLong_Check(owner) && PyLong_AsUnsignedLong(owner) == PyThread_get_thread_ident();
+        PyErr_Clear();
+        Py_XDECREF(owner);
+        Py_XDECREF(lock);
+    }
+    return mine;
+}
+
+static int
+imports_init(void)
+{
+    PyObject *bootstrap = PyImport_ImportModule("_frozen_importlib");
+    PyObject *locks = bootstrap != NULL ? PyObject_GetAttrString(bootstrap, "_module_locks") : NULL;
+    PyErr_Clear();
+    Py_XDECREF(bootstrap);
+    owner_name = PyUnicode_InternFromString("owner");
+    py_module_locks = locks != NULL && PyDict_CheckExact(locks) ? locks : PyDict_New();
+    return py_module_locks == NULL || owner_name == NULL ? -1 : 0;
+}
+
 static int
 look(bool *used)
 {
-    *used = false;
-    if (greenlet_getcurrent == NULL && !find_greenlet())
-        return 0;
-    *used = greenlet_in_use();
+    bool greenlets = PY_GREENLETS() && (greenlet_getcurrent != NULL || find_greenlet()) && greenlet_in_use();
     G *gp = getg();
+    *used = greenlets || tstate_in_callback((PyG *)gp) || (PY_MAY_MOVE(gp) && importing());
     if (GMP_LIKELY(*used == (gp->lockedint != 0)))
         return 0;
     if (!*used) {
         unlockosthread(true);
         return 0;
     }
-    if (gp->stack_lo != NULL && !SCHED->mainpicky)
+    if (greenlets && gp->stack_lo != NULL && !SCHED->mainpicky)
         main_keeps_thread(SCHED);
     return lockosthread(true);
 }
@@ -180,10 +230,9 @@ py_greenlet_park(void)
     bool used;
     if (look(&used) == 0)
         return 0;
-    PyErr_SetString(
-        PyExc_RuntimeError,
-        "gmp: a goroutine cannot wait inside a greenlet on a thread that is not the runtime's own, where it runs "
-        "because no other thread could be started");
+    PyErr_SetString(PyExc_RuntimeError, "gmp: a goroutine cannot wait inside a greenlet or a callback on a thread that "
+                                        "is not the runtime's own, where it runs "
+                                        "because no other thread could be started");
     return -1;
 }
 
@@ -202,5 +251,5 @@ greenlet_init(void)
         PyErr_SetString(PyExc_ImportError, "gmp: sys.modules is no dict");
         return -1;
     }
-    return watch_modules();
+    return imports_init() < 0 ? -1 : watch_modules();
 }

@@ -121,6 +121,68 @@ tstate_new(PyG *pg)
     return GMP_OK;
 }
 
+/* ---- the GIL ---- */
+
+#if PY_VERSION_HEX < 0x030C0000
+#define GIL (&_PyRuntime.ceval.gil)
+#else
+#define GIL (interp->ceval.gil)
+#endif
+#define GIL_LOCKED (*(int *)&GIL->locked)
+#define GIL_SLICE_NS (500 * 1000)
+
+static PyThreadState *gil_waiter; /* atomic: it waits in tstate_attach; set and cleared by its thread */
+
+/* An M that is about to run goroutines waits for the GIL, and whoever holds it is a plain thread or a goroutine that lost its
+ * P.  There may be many of those, and by CPython's rules each would keep it for the switch interval, 5 ms, before it is our
+ * turn.  So they are asked every GIL_SLICE_NS.  sysmon; true when somebody waits. */
+bool
+tstate_hurry(int64_t now)
+{
+    static int64_t asked;
+    PyThreadState *waiter = atomic_load(&gil_waiter);
+    if (waiter == NULL || py_stopped) {
+        asked = 0;
+        return false;
+    }
+    if (asked == 0)
+        asked = now;
+    if (now - asked < GIL_SLICE_NS)
+        return true;
+    asked = now;
+    /* What take_gil() of CPython does when the interval is over.  Whoever is asked stops until another thread has the GIL, so
+     * one must really want it: under the mutex, the waiter has not had it yet when it is not the last holder. */
+    pthread_mutex_lock(&GIL->mutex);
+    PyThreadState *holder = (PyThreadState *)atomic_load_relaxed((uintptr_t *)&GIL->last_holder);
+    if (atomic_load_relaxed(&GIL_LOCKED) > 0 && holder != waiter && atomic_load(&gil_waiter) == waiter) {
+#if PY_VERSION_HEX < 0x030D0000
+        atomic_store_relaxed((int *)&interp->ceval.gil_drop_request, 1);
+        atomic_store_relaxed((int *)&interp->ceval.eval_breaker, 1);
+#else
+        if (holder != NULL)
+            atomic_or(&holder->eval_breaker, (uintptr_t)1); /* _PY_GIL_DROP_REQUEST_BIT */
+#endif
+    }
+    pthread_mutex_unlock(&GIL->mutex);
+    return true;
+}
+
+/* take(ts), which takes the GIL; this thread does not hold it. */
+static inline void
+gil_take(PyThreadState *ts, void (*take)(PyThreadState *))
+{
+    bool listed = atomic_load_relaxed(&GIL_LOCKED) > 0 && atomic_cas(&gil_waiter, (PyThreadState *)NULL, ts);
+    take(ts);
+    if (GMP_UNLIKELY(listed))
+        atomic_store(&gil_waiter, (PyThreadState *)NULL);
+}
+
+static void
+swap_in(PyThreadState *ts)
+{
+    (void)PyThreadState_Swap(ts);
+}
+
 /* ---- switching ---- */
 
 #if PY_VERSION_HEX >= 0x030F0000
@@ -148,7 +210,7 @@ bind_here(PyG *to, M *mp)
     if (GMP_LIKELY(PyGILState_GetThisThreadState() == to->ts))
         return;
     to->ts->_status.bound_gilstate = 0;
-    PyThreadState_Swap(PyThreadState_Swap(NULL)); /* binds it */
+    gil_take(PyThreadState_Swap(NULL), swap_in); /* binds it */
 #endif
 }
 #define before_attach(to, mp) ((void)0)
@@ -256,7 +318,8 @@ tstate_swap(PyG *from, PyG *to, M *mp)
         set_signal_duty(true);
     if (GMP_UNLIKELY(!swap_keeping_gil(from->ts, to->ts, mp))) {
         before_attach(to, mp);
-        PyThreadState_Swap(to->ts);
+        (void)PyThreadState_Swap(NULL);
+        gil_take(to->ts, swap_in);
         bind_here(to, mp);
     }
 #if PY_VERSION_HEX < 0x030D0000
@@ -273,7 +336,7 @@ tstate_attach(PyG *to, M *mp)
     if (to == py_main)
         set_signal_duty(true);
     before_attach(to, mp);
-    PyEval_RestoreThread(to->ts);
+    gil_take(to->ts, PyEval_RestoreThread);
     if (GMP_UNLIKELY(mp->tls[0] == NULL))
         current_find(mp, to->ts);
     bind_here(to, mp);
@@ -328,6 +391,18 @@ tstate_forbid(void *poison)
 #endif
 }
 
+uint32_t *
+tstate_signal_word(void)
+{
+    if (main_ts == NULL)
+        return NULL;
+#if PY_VERSION_HEX < 0x030D0000
+    return (uint32_t *)&_PyRuntime.ceval.signals_pending;
+#else
+    return (uint32_t *)&main_ts->eval_breaker; /* its low half: all supported CPUs are little-endian */
+#endif
+}
+
 /* ---- the life of a goroutine ---- */
 
 void
@@ -369,6 +444,12 @@ bool
 tstate_is_main_thread(void)
 {
     return PyThread_get_thread_ident() == main_ident;
+}
+
+bool
+tstate_in_callback(PyG *pg)
+{
+    return pg->ts->gilstate_counter > 1 && PY_MAY_MOVE(&pg->g);
 }
 
 /* Attached as the goroutine that ends, on its stack. */
@@ -568,6 +649,13 @@ tstate_init(void)
     if (PyThread_tss_get(&_PyRuntime.gilstate.autoTSSkey) != ts || _PyThreadState_UncheckedGet() != ts)
         return refuse("the layout of _PyRuntime differs");
 #endif
+    PyObject *interval = PyObject_CallNoArgs(PySys_GetObject("getswitchinterval"));
+    double us = interval != NULL ? PyFloat_AsDouble(interval) * 1e6 : -1;
+    Py_XDECREF(interval);
+    if (PyErr_Occurred())
+        return -1;
+    if (us - (double)GIL->interval > 1 || (double)GIL->interval - us > 1 || GIL_LOCKED != 1)
+        return refuse("the layout of the GIL differs");
     for (PyThreadState *t = PyInterpreterState_ThreadHead(interp); t != NULL; t = PyThreadState_Next(t))
         if (t->thread_id == main_ident)
             main_ts = t;
@@ -620,6 +708,7 @@ tstate_afterfork_child(PyG *self)
         pg->handle = NULL;
         pg->g.status = G_IDLE;
     }
+    gil_waiter = NULL;
     main_ts = PyThreadState_Get();
     main_ident = PyThread_get_thread_ident();
     set_signal_duty(true);

@@ -80,7 +80,8 @@ py_wait_begin(PyWait *w)
         PyErr_SetString(PyExc_RuntimeError, "gmp: the interpreter is shutting down, nothing can be waited for");
         return -1;
     }
-    if (py_self() == NULL || (PY_GREENLETS() && py_greenlet_park() < 0))
+    G *gp = py_self();
+    if (gp == NULL || (PY_MUST_LOOK(gp) && py_greenlet_park() < 0))
         return -1;
     if (w->timeout > 0 && w->deadline == 0) {
         int64_t now = nanotime();

@@ -71,6 +71,10 @@ typedef struct Class {
     void (*late_fill)(G *gp, void *arg);
     /* sysmon, and the main thread when a signal has disturbed its sleep: wake the main goroutine if one waits for it. */
     void (*poll_signals)(void);
+    bool (*signal_waits)(void);     /* has one come that was not handled yet?  Any thread */
+    uint32_t *(*signal_word)(void); /* changes as a signal comes; or NULL */
+    /* sysmon: does an M wait in resume?  If it has waited for long, see that it gets what it waits for. */
+    bool (*hurry)(int64_t now);
 } Class;
 
 /* ---- Timer ---- */

@@ -75,11 +75,19 @@ sys_aligned_alloc(size_t align, size_t n) /* n: a multiple of align */
 int sys_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals);
 /* Stops another thread of this process for good, wherever it is, as the process is about to end; uses SIGURG. */
 bool sys_thread_freeze(uint64_t tid);
+/* Interrupts the system call that another thread is in, if any; uses SIGURG, unless somebody else handles that. */
+void sys_thread_interrupt(uint64_t tid);
+/* From hold to release the calling thread's signals wait, but for sleeps that let sys_signals_mask() in.  What was looked at
+ * in between is not made stale by a handler before the sleep.  mask: a sigset_t, NULL: not held. */
+void sys_signals_hold(void);
+void sys_signals_release(void);
+const void *sys_signals_mask(void);
 uint64_t sys_thread_id(void); /* the kernel's id of the calling thread */
 void sys_thread_yield(void);
 void sys_usleep(int64_t us);
-int sys_ncpu(void);  /* CPUs in the affinity mask */
-int sys_procs(void); /* the same, or the CPUs' worth of time that the process may use, if that is less */
+void sys_exact_sleeps(void); /* from now on the calling thread's sleeps end when they should, not some 50 us later */
+int sys_ncpu(void);          /* CPUs in the affinity mask */
+int sys_procs(void);         /* the same, or the CPUs' worth of time that the process may use, if that is less */
 double sys_cpu_quota(const char *root); /* that limit, 0 for none; /proc and /sys are looked for below root (tests) */
 int sys_procs_within(int ncpu, double quota);
 /* Installs an alternate signal stack for the calling thread.  NULL when it has one already, or none could be had.  The
@@ -153,13 +161,17 @@ void note_clear(Note *n);
 void note_wakeup(Note *n);
 /* Returns true when woken, false when timeout_ns passed first.  Negative timeout: for ever. */
 bool note_sleep(Note *n, int64_t timeout_ns);
-/* The same; whenever the sleep ends without a wake-up (a signal was handled), calls awake(arg), which may wake n. */
-bool note_sleep_intr(Note *n, int64_t timeout_ns, void (*awake)(void *), void *arg);
+/* The same, but calls look(arg), which may wake n, before it sleeps, and again each time a signal handler has run on this
+ * thread or *word has changed: what a handler writes there is not slept through, however short before the sleep it comes. */
+bool note_sleep_intr(Note *n, int64_t timeout_ns, uint32_t *word, void (*look)(void *), void *arg);
 void note_free(Note *n); /* nothing to free today; the end of its life, for what may come */
 
 /* ---- what lock.c stands on.  Go: runtime.futexsleep, futexwakeup ---- */
 /* Sleeps while *addr == val, until woken or timeout_ns (negative: for ever) has passed.  May also return early. */
 void futexsleep(uint32_t *addr, uint32_t val, int64_t timeout_ns);
+/* The same, but for *addr2 == val2 as well.  A change of that alone ends the sleep only if it comes before it; where the
+ * system cannot do this (Linux before 5.16), not even then. */
+void futexsleep2(uint32_t *addr, uint32_t val, uint32_t *addr2, uint32_t val2, int64_t timeout_ns);
 /* Wakes one thread that sleeps on addr.  Looks at the address only: the memory may be gone already. */
 void futexwakeup(uint32_t *addr);
 /* In the child of a fork, first of all: forgets the sleepers that exist no more. */

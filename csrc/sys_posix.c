@@ -16,6 +16,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <link.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #endif
 
@@ -366,6 +367,14 @@ sys_usleep(int64_t us)
         ;
 }
 
+void
+sys_exact_sleeps(void)
+{
+#if defined(__linux__)
+    prctl(PR_SET_TIMERSLACK, 1UL);
+#endif
+}
+
 int
 sys_ncpu(void)
 {
@@ -493,6 +502,60 @@ sys_thread_freeze(uint64_t tid)
     (void)tid;
     return false;
 #endif
+}
+
+static void
+on_interrupt(int sig)
+{
+    (void)sig;
+}
+
+void
+sys_thread_interrupt(uint64_t tid)
+{
+#if defined(__linux__)
+    struct sigaction sa;
+    if (sigaction(SIGURG, NULL, &sa) != 0)
+        return;
+    if (!(sa.sa_flags & SA_SIGINFO) && (sa.sa_handler == SIG_DFL || sa.sa_handler == SIG_IGN)) {
+        memset(&sa, 0, sizeof(sa));
+        sa.sa_handler = on_interrupt; /* without SA_RESTART */
+        sa.sa_flags = SA_ONSTACK;
+        sigaction(SIGURG, &sa, NULL);
+    }
+    else if ((sa.sa_flags & SA_SIGINFO) || sa.sa_handler != on_interrupt) {
+        return;
+    }
+    syscall(SYS_tgkill, getpid(), (pid_t)tid, SIGURG);
+#else
+    (void)tid;
+#endif
+}
+
+static __thread sigset_t held_mask;
+static __thread bool held;
+
+void
+sys_signals_hold(void)
+{
+#if defined(__linux__)
+    block_signals(&held_mask);
+    held = true;
+#endif
+}
+
+void
+sys_signals_release(void)
+{
+    if (held)
+        pthread_sigmask(SIG_SETMASK, &held_mask, NULL);
+    held = false;
+}
+
+const void *
+sys_signals_mask(void)
+{
+    return held ? &held_mask : NULL;
 }
 
 int

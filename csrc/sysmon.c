@@ -10,7 +10,9 @@
  *     runs on: the main goroutine goes on on another thread (rescue), and returns to its own when that is free again.
  * The rounds start 20 us apart and back off to 10 ms when nothing happens, as in Go.  When no P is in use sysmon sleeps
  * until pidleget wakes it, so an idle process has no wake-ups; but while another goroutine blocks on the main thread it looks
- * for signals every SIGNAL_POLL_NS, and with schedtrace it wakes for each line.
+ * for signals every SIGNAL_POLL_NS, and LAST_LOOKS times before it sleeps for long: one that comes while the main thread has
+ * another one pending is given to another thread.  Those that the main thread takes it does not sleep through: see
+ * note_sleep_intr and sys_signals_hold.  With schedtrace it wakes for each line.
  *
  * coarse_now is the clock that parked goroutines are stamped with.  Each round advances it.  Whoever wakes sysmon does so first:
  * it is about to hand out the first P in use, and nobody parks before that (commit stamps with a P, or while others have them).
@@ -25,9 +27,11 @@
 #define RESCUE_DETACHED_NS (500 * 1000)
 #define POLL_NS (10 * 1000 * 1000)
 #define SIGNAL_POLL_NS (50 * 1000 * 1000)
+#define LAST_LOOKS 2
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
-#define MAX_DELAY_DETACHED_US 500 /* while some goroutine is detached, but has nobody to yield to */
+#define MAX_DELAY_BUSY_US 500 /* while some goroutine is detached, but has nobody to yield to; and in fights */
+#define FIGHT_NS (100 * 1000 * 1000)
 
 static uint32_t started;
 static uint32_t asleep; /* atomic: sysmon waits on note */
@@ -125,14 +129,17 @@ rescue_main(Sched *sched, int64_t now)
     return rescue(sched);
 }
 
-/* Another goroutine keeps the main thread, blocked.  A signal interrupts it there, which tells us nothing. */
+/* Another goroutine keeps the main thread, blocked, and a signal interrupts it there, which tells us nothing; or a signal has
+ * come, but the main goroutine is in a system call elsewhere. */
 static bool
 main_kept(void)
 {
     for (int s = 0; s < SETS; s++) {
         M *mp = atomic_load(&scheds[s].mainm);
         G *gp = mp != NULL ? atomic_load_relaxed(&mp->curg) : NULL;
-        if (gp != NULL && gp->stack_lo != NULL && scheds[s].cls->poll_signals != NULL)
+        if (mp == NULL || scheds[s].cls->poll_signals == NULL)
+            continue;
+        if ((gp != NULL && gp->stack_lo != NULL) || scheds[s].cls->signal_waits())
             return true;
     }
     return false;
@@ -152,10 +159,10 @@ all_idle(void)
 
 /* How long sysmon may sleep when all are idle; ns, negative for ever. */
 static int64_t
-idle_sleep(void)
+idle_sleep(uint32_t looks)
 {
     int64_t trace = schedtrace(nanotime());
-    int64_t signals = main_kept() ? SIGNAL_POLL_NS : -1;
+    int64_t signals = looks < LAST_LOOKS || main_kept() ? SIGNAL_POLL_NS : -1;
     return trace < 0 || (signals >= 0 && signals < trace) ? signals : trace;
 }
 
@@ -164,8 +171,9 @@ static void
 sysmon(void *arg)
 {
     (void)arg;
-    int64_t delay = MIN_DELAY_US;
-    uint32_t quiet = 0;
+    int64_t delay = MIN_DELAY_US, fight_until = 0;
+    uint32_t quiet = 0, looks = 0;
+    sys_exact_sleeps();
     for (;;) {
         sys_usleep(delay);
         if (all_idle()) {
@@ -175,13 +183,17 @@ sysmon(void *arg)
             for (int i = 0; i < SETS; i++)
                 if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
-            if (all_idle() || !atomic_cas(&asleep, 1u, 0u))
-                if (!note_sleep(&note, idle_sleep()) && !atomic_cas(&asleep, 1u, 0u))
+            if (all_idle() || !atomic_cas(&asleep, 1u, 0u)) {
+                bool woken = note_sleep(&note, idle_sleep(looks));
+                looks = woken ? 0 : looks + 1;
+                if (!woken && !atomic_cas(&asleep, 1u, 0u))
                     note_sleep(&note, -1);
+            }
             quiet = 0;
             delay = MIN_DELAY_US;
             continue;
         }
+        looks = 0;
         int64_t now = nanotime();
         bool did = false, detached = false;
         advance_clock(now);
@@ -205,6 +217,8 @@ sysmon(void *arg)
                 did |= feed(&scheds[s]);
             if (scheds[s].cls->poll_signals != NULL)
                 scheds[s].cls->poll_signals();
+            if (scheds[s].cls->hurry != NULL && scheds[s].cls->hurry(now))
+                fight_until = now + FIGHT_NS;
         }
         /* All Ps are busy and nobody looked at the descriptors for long: their goroutines go to the global queue. */
         for (int s = 0; s < SETS; s++) {
@@ -221,9 +235,8 @@ sysmon(void *arg)
             delay = MIN_DELAY_US;
         }
         else if (++quiet > 50) {
-            delay *= 2;
-            if (delay > (detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US))
-                delay = detached ? MAX_DELAY_DETACHED_US : MAX_DELAY_US;
+            int64_t most = detached || now < fight_until ? MAX_DELAY_BUSY_US : MAX_DELAY_US;
+            delay = delay * 2 < most ? delay * 2 : most;
         }
     }
 }

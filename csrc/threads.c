@@ -627,8 +627,10 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
     int64_t deadline = timeout < 0 ? 0 : nanotime() + timeout;
     G *list = NULL;
     bool signals = sched->cls->poll_signals != NULL && !sched->stopping;
-    if (signals && mp == sched->mainm)
+    if (signals && mp == sched->mainm) {
+        sys_signals_hold();
         sched->cls->poll_signals(); /* one came while this thread ran a goroutine */
+    }
     atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
     while (!note_sleep(&mp->park, 0)) {
         bool signalled = false;
@@ -636,11 +638,12 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
         if (list != NULL)
             break;
         if (signalled && signals)
-            sched->cls->poll_signals();
+            sched->cls->poll_signals(); /* the handler ran inside the poll; now they are held again */
         if (timeout >= 0 && (timeout = deadline - nanotime()) <= 0)
             break;
     }
     atomic_store(&mp->polling, 0u);
+    sys_signals_release();
     if (list != NULL) {
         mutex_lock(&sched->lock);
         if (mp->idle) {
@@ -655,7 +658,7 @@ poll_sleep(M *mp, int64_t timeout, bool *left)
 }
 
 static void
-disturbed(void *sched)
+look_for_signals(void *sched)
 {
     ((Sched *)sched)->cls->poll_signals();
 }
@@ -704,8 +707,7 @@ stopm(M *mp)
         atomic_store(&sched->polled, 0u);
     }
     else if (mp == sched->mainm && sched->cls->poll_signals != NULL && !sched->stopping) {
-        sched->cls->poll_signals();
-        woken = note_sleep_intr(&mp->park, timeout, disturbed, sched);
+        woken = note_sleep_intr(&mp->park, timeout, sched->cls->signal_word(), look_for_signals, sched);
     }
     else {
         woken = note_sleep(&mp->park, spare ? atomic_load_relaxed(&idle_m_ns) : timeout);

@@ -20,6 +20,7 @@ Layout
     _excepthook     what happens to an exception that nobody collects
     _deadlock       the check behind Deadlock
     _exit           what comes before atexit
+    _fork           what surrounds os.fork
     _traceback      goroutine stacks as text
     _ffi            gmp.ffi and gmp.lib, the C interface by cffi
     native          C functions as goroutines, channels shared with them (import gmp.native)
@@ -30,7 +31,6 @@ Layout
 from __future__ import annotations
 
 import atexit as _atexit
-import os as _os
 from typing import Any, NamedTuple
 
 from gmp import _core
@@ -62,7 +62,7 @@ class Selected(NamedTuple):
 
 _core._set_selected(Selected)
 
-from gmp import _deadlock, _excepthook, _exit, runtime, sync, time  # noqa: E402
+from gmp import _deadlock, _excepthook, _exit, _fork, runtime, sync, time  # noqa: E402
 from gmp._excepthook import ExceptHookArgs, excepthook  # noqa: E402
 from gmp._executor import Executor, Future, wait  # noqa: E402
 
@@ -95,12 +95,7 @@ _core._set_excepthook(_excepthook.report)
 _core._set_deadlock_check(_deadlock.check)
 _exit.register()
 _atexit.register(_core._stop)
-if hasattr(_os, "register_at_fork"):
-    _os.register_at_fork(
-        before=_core._before_fork,
-        after_in_parent=_core._after_fork_parent,
-        after_in_child=_core._after_fork_child,
-    )
+_fork.register()
 
 
 def __getattr__(name: str) -> Any:

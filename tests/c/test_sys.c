@@ -5,8 +5,10 @@
 #include "test.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -271,6 +273,63 @@ TEST(note_sleep_survives_signals)
     CHECK(nanotime() - start >= 60 * MS);
     sys_usleep(1000);
     test_join(t);
+}
+
+static Note watched;
+static uint32_t word, looks;
+
+static void
+look(void *arg)
+{
+    (void)arg;
+    if (++looks == 1)
+        word = 1; /* as if a signal handler ran between this look and the sleep */
+    else
+        note_wakeup(&watched);
+}
+
+TEST(note_sleep_sees_what_a_handler_wrote_after_the_last_look)
+{
+#if defined(SYS_futex_waitv)
+    if (syscall(SYS_futex_waitv, NULL, 0, 0, NULL, 0) == -1 && errno == ENOSYS)
+        SKIP("this kernel has no futex_waitv");
+    CHECK(note_sleep_intr(&watched, 20000 * MS, &word, look, NULL));
+    CHECK_EQ(looks, 2);
+#else
+    SKIP("no futex_waitv here");
+#endif
+}
+
+static volatile sig_atomic_t signals;
+
+static void
+count_signal(int sig)
+{
+    (void)sig;
+    signals++;
+}
+
+TEST(held_signals_come_in_the_sleep)
+{
+#if defined(__linux__)
+    struct sigaction sa = {.sa_handler = count_signal};
+    struct timespec ts = {20, 0};
+    sigaction(SIGUSR1, &sa, NULL);
+    int before = signals;
+    CHECK(sys_signals_mask() == NULL);
+    sys_signals_hold();
+    raise(SIGUSR1);
+    CHECK_EQ(signals, before);
+    CHECK(ppoll(NULL, 0, &ts, sys_signals_mask()) == -1 && errno == EINTR);
+    CHECK_EQ(signals, before + 1);
+    raise(SIGUSR1);
+    CHECK_EQ(signals, before + 1);
+    sys_signals_release();
+    CHECK_EQ(signals, before + 2);
+    CHECK(sys_signals_mask() == NULL);
+#else
+    SKIP("signals are held on Linux only");
+#endif
 }
 
 static void

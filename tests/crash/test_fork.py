@@ -68,6 +68,28 @@ def test_fork_in_a_thread(child) -> None:
     ).expect(0, "11")
 
 
+def test_fork_where_main_was_moved_to(child) -> None:
+    """A goroutine keeps the main thread; the main goroutine, and others, fork on the one where it went on."""
+    c = child(
+        BODY
+        + """
+    keepers = [gmp.go(time.sleep, 60) for _ in range(2)]
+    for _ in range(100):
+        gmp.sleep(0.02)
+        if threading.get_native_id() != os.getpid():
+            break
+    print(fork())
+    for g in [gmp.go(fork) for _ in range(10)]:
+        assert g.result() == 11
+    os._exit(0)
+""",
+        python=(*WARNINGS, "-X", "dev"),
+        timeout=60,
+    )
+    c.expect(0, "11")
+    assert "atfork" not in c.err, c.err
+
+
 def test_child_ends_by_itself(child) -> None:
     """By sys.exit in the child of main; by the end of its only goroutine in the child of a goroutine."""
     child(

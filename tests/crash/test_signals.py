@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+ROUNDS = 2000
 PRELUDE = """
 import gmp, os, signal, sys, threading, time, concurrent.futures as cf
 ch = gmp.Chan()
@@ -234,3 +235,120 @@ except ValueError:
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 """
     ).expect(0, "refused")
+
+
+AWAY = {"time.sleep": "time.sleep(60)", "lock": "l = threading.Lock(); l.acquire(); l.acquire()", "recv": "ch.recv()"}
+
+
+@pytest.mark.parametrize("wait", AWAY)
+def test_main_is_away_from_its_thread(child, wait: str) -> None:
+    """A goroutine blocks on the main thread, which gets the signals; the main goroutine waits on another."""
+    c = child.start(
+        PRELUDE
+        + f"""
+kept = []
+for _ in range(100):
+    kept.append(note("keeper", lambda: time.sleep(60)))
+    gmp.sleep(0.05)                     # time to be moved
+    if threading.get_native_id() != os.getpid():
+        break
+else:
+    print("main stays at home")
+t = threading.Timer(0.2, ready)
+t.daemon = True
+t.start()
+try:
+    {AWAY[wait]}
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+os._exit(0)
+"""
+    )
+    assert c.readline() == "ready\n", str(c.finish(5))
+    t0 = time.monotonic()
+    os.kill(c.process.pid, signal.SIGINT)
+    assert c.readline() == "interrupted\n", str(c.finish(5))
+    assert time.monotonic() - t0 < 20
+    c.expect(0)
+
+
+NAPS = {
+    "recv": "ch.recv()",
+    "poll": "conn.read(1)",  # idle Ms wait in the net poller
+    "timer": "gmp.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("wait", NAPS)
+def test_signal_as_main_goes_to_sleep(child, wait: str, restart: bool) -> None:
+    """The signal comes as everything goes idle, between the last look for signals and the sleep."""
+    c = child.start(
+        PRELUDE
+        + f"""
+import gmp.net, socket
+with gmp.net.listen("127.0.0.1:0") as listener:
+    conn = gmp.net.dial("127.0.0.1:%d" % listener.addr[1])
+    other = listener.accept()
+class Woken(Exception): ...
+def handler(*args):
+    raise Woken
+def helper():                           # somebody who could wake main: no deadlock
+    time.sleep(600)
+threading.Thread(target=helper, daemon=True).start()
+signal.signal(signal.SIGUSR1, handler)
+signal.siginterrupt(signal.SIGUSR1, {not restart})
+for i in range({ROUNDS}):
+    try:
+        os.write(1, b".")
+        {NAPS[wait]}
+    except Woken:
+        pass
+os.write(1, b"e")
+os._exit(0)
+"""
+    )
+    assert c.process.stdout is not None
+    out, pid, spin = c.process.stdout.fileno(), c.process.pid, 0
+    for i in range(ROUNDS):
+        assert os.read(out, 1) == b".", str(c.finish(5))
+        for _ in range(spin):
+            pass
+        spin = (spin * 7 + i) % 997
+        os.kill(pid, signal.SIGUSR1)
+    assert os.read(out, 1) == b"e"
+    c.expect(0)
+
+
+def test_signals_in_quick_succession(child) -> None:
+    """The second one may be given to another thread, as the main thread has one to deal with."""
+    c = child.start(
+        PRELUDE
+        + """
+for _ in range(3):
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+gs = [gmp.go(time.sleep, 600) for _ in range(3)]
+gmp.sleep(0.1)
+quit, seen = gmp.Chan(1), set()
+def handler(signum, frame):
+    seen.add(signum)
+    if len(seen) == 3:
+        quit.send(None)
+for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(s, handler)
+for i in range(200):
+    seen.clear()
+    os.write(1, b".")
+    quit.recv(50)
+os.write(1, b"e")
+os._exit(0)
+"""
+    )
+    assert c.process.stdout is not None
+    out = c.process.stdout.fileno()
+    for _ in range(200):
+        assert os.read(out, 1) == b".", str(c.finish(5))
+        for s in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+            os.kill(c.process.pid, s)
+    assert os.read(out, 1) == b"e", str(c.finish(5))
+    c.expect(0)
