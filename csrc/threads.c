@@ -22,7 +22,9 @@ M *allm;
 static uint32_t next_mid;
 G gnobody;
 
+#ifndef SPIN_ROUNDS /* tests/model makes it short */
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
+#endif
 
 /* ---- thread-local M ---- */
 
