@@ -260,9 +260,9 @@ startm(Sched *sched, P *pp, bool spinning)
     if (pp == NULL) {
         pp = sched->pidle;
         if (pp == NULL) {
-            mutex_unlock(&sched->lock);
-            if (spinning)
+            if (spinning) /* under the lock: who finds a P idle after it must not take us for one that still looks for work */
                 atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+            mutex_unlock(&sched->lock);
             return true;
         }
         pidleget(sched, NULL);
@@ -283,9 +283,9 @@ startm(Sched *sched, P *pp, bool spinning)
         return true;
     mutex_lock(&sched->lock);
     pidleput(sched, pp);
-    mutex_unlock(&sched->lock);
     if (spinning)
         atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    mutex_unlock(&sched->lock);
     systemstack(no_thread, &nm);
     return false;
 }
@@ -297,7 +297,7 @@ wakep(Sched *sched)
     if (atomic_load(&sched->npidle) == 0)
         return;
     /* Be conservative about spinning threads: at most one is on its way. */
-    if (atomic_load_relaxed(&sched->nmspinning) != 0 || !atomic_cas(&sched->nmspinning, 0u, 1u))
+    if (atomic_load(&sched->nmspinning) != 0 || !atomic_cas(&sched->nmspinning, 0u, 1u))
         return;
     startm(sched, NULL, true);
 }
