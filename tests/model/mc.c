@@ -66,7 +66,8 @@ typedef struct Thread {
     char name[12];
     const char *at; /* for the trace */
     int line;
-    bool relaxed; /* has yielded, and looked at nothing since */
+    bool may_sleep; /* when all is over */
+    bool relaxed;   /* has yielded, and looked at nothing since */
 } Thread;
 
 typedef struct Slot {
@@ -720,17 +721,24 @@ mc_futexwakeup(uint32_t *addr)
     trace("futexwakeup %p: of %u", (void *)addr, n);
 }
 
-void
-mc_wait(bool (*cond)(void *), void *arg)
+bool
+mc_timedwait(bool (*cond)(void *), void *arg, int64_t timeout)
 {
     Thread *t = mc->cur;
 
     t->cond = cond;
     t->condarg = arg;
-    sleep_until_enabled(WAIT, NULL, -1);
+    bool ok = sleep_until_enabled(WAIT, NULL, timeout);
     if (mc->weak) /* whoever made it true did so under some lock: take all that is known */
         for (int i = 0; i < mc->nlocs; i++)
             mc->cur_view[self()][i] = mc->acq[self()][i] = mc->loc[i].last;
+    return ok;
+}
+
+void
+mc_wait(bool (*cond)(void *), void *arg)
+{
+    mc_timedwait(cond, arg, -1);
 }
 
 void
@@ -846,7 +854,7 @@ mc_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals)
 
     (void)name, (void)signals;
     numbered[1] = (char)('0' + mc->nthreads);
-    mc_thread(numbered, fn, arg);
+    mc_may_sleep(mc_thread(numbered, fn, arg));
     return GMP_OK;
 }
 
@@ -866,6 +874,20 @@ bool
 mc_asleep(int thread)
 {
     return mc->thread[thread].state != DONE;
+}
+
+void
+mc_may_sleep(int thread)
+{
+    mc->thread[thread].may_sleep = true;
+}
+
+void
+mc_check_ended(void)
+{
+    for (Thread *t = mc->thread; t < mc->thread + mc->nthreads; t++)
+        if (t->state != DONE && !t->may_sleep)
+            mc_fail("deadlock: %s sleeps for ever (%s:%d)", t->name, t->at != NULL ? t->at : "?", t->line);
 }
 
 /* ---- states ---- */
@@ -1057,13 +1079,9 @@ end_check(void)
     ending = true;
     mc->cur = NULL;
     if (__builtin_setjmp(end_jump) == 0) {
+        mc_check_ended();
         if (mc->at_end != NULL)
             mc->at_end();
-        else
-            for (int i = 0; i < mc->nthreads; i++)
-                if (mc_asleep(i))
-                    mc_fail("deadlock: %s sleeps for ever (%s:%d)", mc->thread[i].name,
-                            mc->thread[i].at != NULL ? mc->thread[i].at : "?", mc->thread[i].line);
     }
     ending = false;
     return mc->failure[0] == '\0';

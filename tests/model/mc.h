@@ -5,7 +5,7 @@
  * schedules: fibres of one OS thread.  Every atomic operation is a scheduling point, at which mc.c tries every thread.
  *
  *   MODEL(name, bounds) { mc_thread("a", fn, arg); ... }   prepares one execution; run many times
- *   mc_at_end(fn)        fn runs when every thread has ended or sleeps, and checks that this is as it should be
+ *   mc_at_end(fn)        fn runs when no thread can go on, and checks what is left; those that may not sleep have ended
  *   MC_CHECK(cond)       fails the model: mc.c prints the interleaving that led there
  *
  * Times are virtual: the clock moves when a thread with a time limit is woken by it.  Memory comes from an arena that is
@@ -160,9 +160,12 @@ int mc_self(void);
 void mc_at_end(void (*fn)(void));
 void mc_tls(void *word);                               /* a pointer-sized variable of which each thread has its own */
 void mc_wait(bool (*cond)(void *), void *arg);         /* sleeps until cond(arg), which reads plain memory */
+bool mc_timedwait(bool (*cond)(void *), void *arg, int64_t timeout); /* false: time is up */
 uint32_t mc_choose(uint32_t n);                        /* 0 .. n-1: each is tried */
 void mc_forbid(void *p);                               /* this variable is gone: an access by a thread fails */
-bool mc_asleep(int thread);                            /* in mc_at_end: has it not ended? */
+void mc_may_sleep(int thread);                          /* when all is over; the others must have ended by then */
+void mc_check_ended(void);                              /* that is so; checked before mc_at_end's function */
+bool mc_asleep(int thread);
 void mc_note(const char *fmt, ...) GMP_PRINTF(1, 2);   /* a line in the printed interleaving */
 GMP_NORETURN void mc_fail(const char *fmt, ...) GMP_PRINTF(1, 2);
 #define MC_CHECK(cond)                                                                                                 \

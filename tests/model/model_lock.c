@@ -146,7 +146,7 @@ sleeps_only_when_nobody_wakes(void)
 
 MODEL(note_in_rounds, "4/1", "3/1")
 {
-    mc_thread("sleeper", rounds, NULL);
+    mc_may_sleep(mc_thread("sleeper", rounds, NULL));
     mc_thread("waker", wake_rounds, NULL);
     mc_at_end(sleeps_only_when_nobody_wakes);
 }

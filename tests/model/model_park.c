@@ -59,7 +59,7 @@ MODEL(park_and_outside_waker_p1, "4/0 2/1", "2/0")
     mc_thread("waker", wakes, NULL);
 }
 
-MODEL(park_and_outside_waker_p2, "3/0 2/1", "1/0")
+MODEL(park_and_outside_waker_p2, "2/0 1/1", "1/0")
 {
     start_sched(2);
     go(parks, NULL);
@@ -106,7 +106,7 @@ parks_unless(void *arg)
     MC_CHECK(signalled);
 }
 
-MODEL(park_cancelled, "3/0 2/1", "2/0")
+MODEL(park_cancelled, "2/0 1/1", "1/0")
 {
     start_sched(2);
     go(parks_unless, NULL);
@@ -184,7 +184,14 @@ MODEL(park_timeout_or_interrupt, "3/0 2/1", "2/0")
     mc_thread("signal", interrupts, NULL);
 }
 
-MODEL(park_timeout_waker_interrupt, "2/0", "1/0")
+MODEL(park_timeout_or_interrupt_p2, "2/0", "1/0")
+{
+    start_sched(2);
+    go(parks_twice, NULL);
+    mc_thread("signal", interrupts, NULL);
+}
+
+MODEL(park_timeout_waker_interrupt, "3/0 2/1", "1/0")
 {
     start_sched(1);
     go(parks_twice, NULL);

@@ -242,6 +242,282 @@ MUTANTS = [
         "        stop_spinning(mp);",
         "idle",
     ),
+    (
+        "startm: who finds no P uncounts its spinning M after the lock",
+        "threads.c",
+        """                atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+            mutex_unlock(&sched->lock);
+            return true;""",
+        """                mutex_unlock(&sched->lock);
+            atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+            return true;""",
+        "park",
+    ),
+    # ---- parking and waking: runtime.h, proc.c, threads.c ----
+    (
+        "claim: looks first and stores second",
+        "runtime.h",
+        "    return atomic_cas(&gp->parkseq, seq, seq + 1);",
+        "    if (atomic_load(&gp->parkseq) != seq)\n        return false;\n    atomic_store(&gp->parkseq, seq + 1);\n"
+        "    return true;",
+        "park",
+    ),
+    (
+        "claim: all parks have the same number",
+        "runtime.h",
+        "(atomic_load_relaxed(&gp->parkseq) | 1) + 1;",
+        "2;",
+        "park",
+    ),
+    (
+        "commit: unlockf runs before the goroutine counts as parked",
+        "proc.c",
+        """        set_status(prev, G_RUNNING, G_WAITING);
+        /* From here on prev may run elsewhere, unless unlockf says that it stays. */
+        if (unlockf != NULL && !unlockf(prev, lock)) {
+            set_status(prev, G_WAITING, G_RUNNABLE);
+            make_runnable(prev);
+        }""",
+        """        bool stays = unlockf != NULL && !unlockf(prev, lock);
+        set_status(prev, G_RUNNING, G_WAITING);
+        if (stays) {
+            set_status(prev, G_WAITING, G_RUNNABLE);
+            make_runnable(prev);
+        }""",
+        "park",
+    ),
+    (
+        "interrupt: does not wait until the park is committed",
+        "proc.c",
+        "    while (atomic_load_acquire(&gp->status) != G_WAITING) /*",
+        "    while (false) /*",
+        "park",
+    ),
+    (
+        "interrupt: does not wait until unlockf has returned",
+        "proc.c",
+        "    while (atomic_load_acquire(&gp->lastm->committing) == gp) /*",
+        "    while (false) /*",
+        "park",
+    ),
+    (
+        "ready: a thread's own goroutine is left for a thread that sleeps",
+        "proc.c",
+        "        if (lm->idle) {\n            midleremove(sched, lm);\n            lm->nextg = gp;",
+        "        if (lm->idle && lm->ispool) {\n            midleremove(sched, lm);\n            lm->nextg = gp;",
+        "park",
+    ),
+    (
+        "idle: a thread's own goroutine that is ready is not looked for under the lock",
+        "threads.c",
+        "if (mp->readylocked != NULL || (sched->npidle != 0",
+        "if ((sched->npidle != 0",
+        "park",
+    ),
+    (
+        "idle: the next timer is not looked at",
+        "threads.c",
+        "if (when != 0 && (sched->sleeper == NULL || sched->sleepuntil > when)) {",
+        "if (false) {",
+        "park",
+    ),
+    (
+        "timer: the clock's next alarm is not told",
+        "timer.c",
+        "    if (t->index == 1)\n        update_next(ts);",
+        "    if (false)\n        update_next(ts);",
+        "park",
+    ),
+    (
+        "switch: the P is entered by a store although sysmon takes it",
+        "proc.h",
+        "if (GMP_LIKELY(atomic_cas_acquire(&pp->owner, (uintptr_t)mp | P_RUNNING, (uintptr_t)mp)))",
+        "atomic_store_release(&pp->owner, (uintptr_t)mp);\n        if (true)",
+        "sysmon",
+    ),
+    # ---- sysmon.c ----
+    (
+        "sysmon: sleeps without a second look at the Ps",
+        "sysmon.c",
+        "if (all_idle() || !atomic_cas(&asleep, 1u, 0u))",
+        "if (true)",
+        "sysmon",
+    ),
+    (
+        "sysmon: nobody wakes it",
+        "sysmon.c",
+        "if (atomic_load(&asleep) && atomic_cas(&asleep, 1u, 0u))\n        note_wakeup(&note);",
+        "if (false)\n        note_wakeup(&note);",
+        "sysmon",
+    ),
+    (
+        "sysmon: two wake it",
+        "sysmon.c",
+        "if (atomic_load(&asleep) && atomic_cas(&asleep, 1u, 0u))\n        note_wakeup(&note);",
+        "if (atomic_load(&asleep)) {\n        atomic_store(&asleep, 0u);\n        note_wakeup(&note);\n    }",
+        "sysmon",
+    ),
+    (
+        "retake: the P is taken by a store although its M enters the scheduler",
+        "sysmon.c",
+        "    if (!atomic_cas(&pp->owner, owner, (uintptr_t)0))\n        return false;",
+        "    atomic_store(&pp->owner, (uintptr_t)0);",
+        "sysmon",
+    ),
+    (
+        "handoff: a P with goroutines goes to the idle list",
+        "threads.c",
+        "if (!runqempty(pp) || atomic_load(&sched->runq.n) != 0) {\n        startm",
+        "if (atomic_load(&sched->runq.n) != 0) {\n        startm",
+        "sysmon",
+    ),
+    (
+        "sysmon: sleeps while the main goroutine waits for its thread",
+        "sysmon.c",
+        "(atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s]))",
+        "atomic_load(&scheds[s].npidle) != np",
+        "sysmon",
+    ),
+    (
+        "rescue: the main goroutine stays locked to its thread",
+        "threads.c",
+        "        gp->lockedm = NULL;\n        mp->thread_g = NULL;",
+        "        mp->thread_g = NULL;",
+        "sysmon",
+    ),
+    (
+        "rescue: the main goroutine never goes home",
+        "threads.c",
+        "if (home != NULL && gp->interruptible && (home->idle || home == mp)) {",
+        "if (false) {",
+        "sysmon",
+    ),
+    # ---- netpoll.c, and polling Ms ----
+    (
+        "poll: a goroutine that was interrupted and waits again is taken for itself",
+        "netpoll.c",
+        "return (uintptr_t)gp | (uintptr_t)(seq >> 1 & 0xffff) << 48;",
+        "(void)seq;\n    return (uintptr_t)gp;",
+        "netpoll",
+    ),
+    (
+        "poll: the number of a park that a signal has claimed is published",
+        "netpoll.c",
+        "    uint32_t seq = atomic_load_relaxed(&s->parkseq);\n    atomic_xadd(&waiters, 1u);",
+        "    uint32_t seq = gp->parkseq;\n    atomic_store_relaxed(&s->parkseq, seq);\n    atomic_xadd(&waiters, 1u);",
+        "netpoll",
+    ),
+    (
+        "poll: closing and deadline are not looked at again",
+        "netpoll.c",
+        "    code = check(pd, mode);\n    int wake = GMP_OK;",
+        "    int wake = GMP_OK;",
+        "netpoll",
+    ),
+    (
+        "poll: an edge before the commit does not cancel the park",
+        "netpoll.c",
+        "    return !park_claim(gp, seq);",
+        "    return true;",
+        "netpoll",
+    ),
+    (
+        "poll: an edge that comes with an interruption is thrown away",
+        "netpoll.c",
+        "    if (old == PD_READY)\n        return GMP_OK;\n    if (wake",
+        "    if (wake",
+        "netpoll",
+    ),
+    (
+        "poll: a park is ended without being claimed",
+        "netpoll.c",
+        "        if (!park_claim(gp, seq))\n            return NULL; /*",
+        "        if (false)\n            return NULL; /*",
+        "netpoll",
+    ),
+    (
+        "close: says so after it has woken",
+        "netpoll.c",
+        """    atomic_store(&pd->closing, true);
+    for (int m = 0; m < 2; m++) {
+        PollSide *s = &pd->side[m];
+        s->timerseq++;
+        if (s->timing) {
+            timer_del(&s->timer);
+            s->timing = false;
+        }
+        wake[m] = unblock(pd, (PollMode)m, false);
+    }
+""",
+        """    for (int m = 0; m < 2; m++) {
+        PollSide *s = &pd->side[m];
+        s->timerseq++;
+        if (s->timing) {
+            timer_del(&s->timer);
+            s->timing = false;
+        }
+        wake[m] = unblock(pd, (PollMode)m, false);
+    }
+    atomic_store(&pd->closing, true);
+""",
+        "netpoll",
+    ),
+    (
+        "deadline: a late timer ends a later wait",
+        "netpoll.c",
+        "if (s->timerseq == seq) { /*",
+        "if (true) { /*",
+        "netpoll",
+    ),
+    (
+        "deadline: is stored after it has woken",
+        "netpoll.c",
+        """        atomic_store(&s->deadline, (int64_t)-1);
+        gp = unblock(pd, mode, false);
+    }
+    mutex_unlock(&pd->lock);""",
+        """        gp = unblock(pd, mode, false);
+        atomic_store(&s->deadline, (int64_t)-1);
+    }
+    mutex_unlock(&pd->lock);""",
+        "netpoll",
+    ),
+    (
+        "wake: whether an M polls is looked at before its note is woken",
+        "threads.c",
+        """    note_wakeup(&mp->park);
+    /* stopm sets polling before it looks at the note for the last time. */
+    if (atomic_load(&mp->polling))
+        netpoll_break();""",
+        """    bool polls = atomic_load(&mp->polling);
+    note_wakeup(&mp->park);
+    if (polls)
+        netpoll_break();""",
+        "poll",
+    ),
+    (
+        "poll: an M looks at its note before it says that it polls",
+        "threads.c",
+        """    atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */
+    while (!note_sleep(&mp->park, 0)) {""",
+        """    while (!note_sleep(&mp->park, 0)) {
+        atomic_store(&mp->polling, 1u); /* pairs with wakem: the note first, polling second */""",
+        "poll",
+    ),
+    (
+        "handoff: nobody polls for an idle P",
+        "threads.c",
+        "    else if (netpoll_waiters() != 0 && !atomic_load(&polled))",
+        "    else if (false)",
+        "poll",
+    ),
+    (
+        "timer: whoever sleeps is not told of an earlier one",
+        "proc.c",
+        "    if (err == GMP_OK && atomic_load(&ts->next) == when)",
+        "    if (false)",
+        "poll",
+    ),
 ]
 
 

@@ -4,6 +4,7 @@
 #define GMP_MODEL_SCHED_H
 
 #define SPIN_ROUNDS 1
+#define PD_CHUNK 1
 #include "mc.h"
 
 #include "netpoll.c"
@@ -171,8 +172,8 @@ something_to_poll(void *arg)
 bool
 netpoll_backend_poll(int64_t delay)
 {
-    if (delay < 0)
-        mc_wait(something_to_poll, NULL);
+    if (delay != 0)
+        mc_timedwait(something_to_poll, NULL, delay);
     else
         cpu_relax();
     if (delay != 0)
