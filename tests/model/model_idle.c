@@ -16,7 +16,7 @@ MODEL(idle_injected_p1, "3/0", "2/0")
     mc_thread("outside", outsider, (void *)2);
 }
 
-MODEL(idle_injected_p2, "3/0 2/1", "1/0")
+MODEL(idle_injected_p2, "2/0 2/1", "1/0")
 {
     start_sched(2);
     mc_thread("outside", outsider, (void *)2);
@@ -75,7 +75,7 @@ start_two(void *fn)
     go((void (*)(void *))fn, NULL);
 }
 
-MODEL(idle_local_wake_as_the_other_goes_idle, "3/0 2/1", "1/0")
+MODEL(idle_local_wake_as_the_other_goes_idle, "2/0 2/1", "1/0")
 {
     start_sched(2);
     mc_thread("outside", start_two, starts_and_blocks);

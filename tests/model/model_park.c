@@ -184,10 +184,25 @@ MODEL(park_timeout_or_interrupt, "3/0 2/1", "2/0")
     mc_thread("signal", interrupts, NULL);
 }
 
-MODEL(park_timeout_or_interrupt_p2, "2/0", "1/0")
+/* The interrupt comes from where another M stands ready to go on with the goroutine. */
+static void
+parks_once(void *arg)
+{
+    (void)arg;
+    G *gp = getg();
+    gp->interruptible = true;
+    parker = gp;
+    gp->wakecode = GMP_OK;
+    codes[0] = gopark_timeout(NULL, NULL, WAIT_MUTEX, park_begin(gp), 1000);
+    gp->interruptible = false;
+    MC_CHECK(codes[0] == GMP_ETIMEDOUT || codes[0] == GMP_EINTR);
+    MC_CHECK(gp->timer.index == 0);
+}
+
+MODEL(park_interrupted_with_two_ms, "2/0", "1/0")
 {
     start_sched(2);
-    go(parks_twice, NULL);
+    go(parks_once, NULL);
     mc_thread("signal", interrupts, NULL);
 }
 
