@@ -4,6 +4,7 @@ Every check has a generous limit: an emulated machine is slow.
 """
 
 import faulthandler
+import platform
 import socket
 import sys
 import threading
@@ -96,28 +97,24 @@ def threads() -> None:
 
 
 def sockets() -> None:
-    with net.listen(("127.0.0.1", 0)) as listener:
+    with net.listen("127.0.0.1:0") as listener:
 
         def serve() -> None:
             with listener.accept() as conn:
-                while data := conn.recv(64):
-                    conn.sendall(data)
+                while data := conn.read(64):
+                    conn.write(data)
 
         server = gmp.go(serve)
-        with net.dial(listener.address) as conn:
+        with net.dial(listener.addr, timeout=LIMIT) as conn:
             for n in range(50):
                 message = b"%063d\n" % n
-                conn.sendall(message)
-                got = b""
-                while len(got) < len(message):
-                    got += conn.recv(64)
-                assert got == message
+                conn.write(message)
+                assert conn.read_exactly(64) == message
         server.result(timeout=LIMIT)
     left, right = socket.socketpair()
     with left, right:
-        left.setblocking(False)
         gmp.go(lambda: (time.sleep(0.01), right.send(b"x")))
-        net.wait_read(left.fileno(), timeout=LIMIT)
+        net.wait_read(left, timeout=LIMIT)
         assert left.recv(1) == b"x"
 
 
@@ -127,7 +124,8 @@ def main() -> None:
         begin = time.monotonic()
         check()
         print(f"{check.__name__:<12} ok  {time.monotonic() - begin:.2f} s", flush=True)
-    print(f"Python {sys.version.split()[0]}, gmp {gmp.__version__}, {gmp.runtime.stats() if hasattr(gmp.runtime, 'stats') else ''}")
+    stats = gmp.runtime.stats()
+    print(f"Python {sys.version.split()[0]} on {platform.machine()}, gmp {gmp.__version__}, guards: {stats['guards']}")
 
 
 main()
