@@ -6,6 +6,8 @@
 # make pythons    the suite on every supported CPython of this machine; GMP_PYTHONS="/a/python3.14 ..." adds some,
 #                 ONLY="3.14 3.15" picks some
 # make asan ubsan tsan    under sanitizers
+# make model      every interleaving of the core's protocols, within bounds (tests/model); the short run is part of make test
+# make arm64      the C tests and a smoke test of the extension as AArch64, under qemu-user
 # make wheel      dist/*.whl and dist/*.tar.gz
 # make clean
 #
@@ -29,7 +31,7 @@ RUN := env PYTHONSAFEPATH=1 $(abspath $(PY))
 SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py gmp/*.pyi gmp/py.typed \
 	gmp/[!p]*/*.py protos/*.proto)
 
-.PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan sanitized sanitized-pytest wheel install clean FORCE
+.PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan model arm64 sanitized sanitized-pytest wheel install clean FORCE
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -76,6 +78,12 @@ ubsan:
 tsan:
 	$(MAKE) -C csrc test SANITIZE=thread
 
+model:
+	$(MAKE) -C tests/model
+
+arm64:
+	tools/arm64.sh
+
 sanitized:
 	$(MAKE) -C csrc test SANITIZE=$(SANITIZE)
 	CC="$${CC:-cc}" SANITIZE=$(SANITIZE) DEBUG=1 $(MAKE) VENV=.venvs/$(basename $(RUNTIME)) sanitized-pytest
@@ -91,7 +99,7 @@ wheel: $(BUILDER)/.deps
 	$(BUILDER)/bin/python tools/build.py --sdist $(OUT)
 
 clean:
-	rm -rf build dist csrc/build gmp/protos *.egg-info gmp/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf build dist csrc/build tests/model/build gmp/protos *.egg-info gmp/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	rm -rf .venv .venvs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

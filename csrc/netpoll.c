@@ -2,7 +2,7 @@
  *
  * Protocol of a side's state, as in Go (netpoll.go):
  *   0        nobody waits, no edge was seen        PD_READY  an edge was seen and not yet consumed
- *   PD_WAIT  a goroutine is about to park          a G       it is parked
+ *   PD_WAIT  a goroutine is about to park          a G       it is parked; 16 bits of its park's number are above the pointer
  * netpoll_wait: READY -> 0 and go; 0 -> WAIT, then park; the commit of the park changes WAIT -> G, and cancels the park when
  * an edge came in between (WAIT -> READY).  A waker changes WAIT or G to READY (an edge) or to 0 (deadline, close).
  * A waker of a G also has to win its park (park_claim), as signals may end the main goroutine's.
@@ -30,7 +30,9 @@ uint32_t netpoll_generation;
 static Mutex free_lock;
 static PollDesc *free_list;
 
+#ifndef PD_CHUNK /* tests/model makes it small */
 #define PD_CHUNK 64
+#endif
 
 static PollDesc *
 pdalloc(void)
@@ -130,6 +132,13 @@ check(PollDesc *pd, PollMode mode)
     return GMP_OK;
 }
 
+/* The state of a side with a parked goroutine.  One that was interrupted and waits again is not mistaken for itself. */
+static uintptr_t
+parked(G *gp, uint32_t seq)
+{
+    return (uintptr_t)gp | (uintptr_t)(seq >> 1 & 0xffff) << 48;
+}
+
 /* Go: netpollunblock.  Returns the goroutine to make ready, if any. */
 static G *
 unblock(PollDesc *pd, PollMode mode, bool ready)
@@ -139,7 +148,7 @@ unblock(PollDesc *pd, PollMode mode, bool ready)
         uintptr_t old = atomic_load(&s->state);
         if (old == PD_READY || (old == 0 && !ready))
             return NULL;
-        G *gp = old > PD_WAIT ? (G *)old : NULL;
+        G *gp = old > PD_WAIT ? (G *)(old & UINT64_C(0xffffffffffff)) : NULL;
         uint32_t seq = atomic_load_relaxed(&s->parkseq);
         if (!atomic_cas(&s->state, old, ready ? PD_READY : (uintptr_t)0))
             continue;
@@ -159,13 +168,13 @@ poll_commit(G *gp, void *arg)
 {
     PollSide *s = arg;
     uint32_t *waiters = &pollers[gp->set->set].waiters; /* only goroutines of the descriptor's set wait for it */
-    atomic_store_relaxed(&s->parkseq, gp->parkseq);
+    uint32_t seq = atomic_load_relaxed(&s->parkseq);
     atomic_xadd(waiters, 1u); /* before it can be found, so that the count is never below zero */
-    if (atomic_cas(&s->state, PD_WAIT, (uintptr_t)gp))
+    if (atomic_cas(&s->state, PD_WAIT, parked(gp, seq)))
         return true;
     atomic_xadd(waiters, (uint32_t)-1);
     /* An edge, a deadline or a close came in between: do not park, unless a signal has claimed the wake-up already. */
-    return !park_claim(gp, gp->parkseq);
+    return !park_claim(gp, seq);
 }
 
 int
@@ -196,7 +205,7 @@ netpoll_wait(PollDesc *pd, PollMode mode)
     if (code == GMP_OK) {
         G *gp = getg();
         gp->wakecode = GMP_OK;
-        park_begin(gp);
+        atomic_store_relaxed(&s->parkseq, park_begin(gp)); /* nobody reads it while the state is WAIT */
         wake = gopark(poll_commit, s, mode == POLL_READ ? WAIT_IO_READ : WAIT_IO_WRITE);
     }
     uintptr_t old = atomic_xchg(&s->state, (uintptr_t)0);

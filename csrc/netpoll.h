@@ -24,7 +24,7 @@ typedef enum PollMode { POLL_READ, POLL_WRITE } PollMode;
 #define PD_WAIT ((uintptr_t)2)
 typedef struct PollSide {
     uintptr_t state;   /* atomic */
-    uint32_t parkseq;  /* of the G in state */
+    uint32_t parkseq;  /* atomic: of the G in state */
     uint32_t timerseq; /* PollDesc.lock; of the deadline's timer */
     int64_t deadline;  /* PollDesc.lock; nanotime, 0 none, -1 passed */
     Timer timer;

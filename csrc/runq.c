@@ -71,14 +71,14 @@ runqget(P *pp)
     G *next = atomic_load_relaxed(&pp->runnext);
     if (sole_consumer(pp)) {
         if (next != NULL) {
-            atomic_store_relaxed(&pp->runnext, (G *)NULL);
+            atomic_store_release(&pp->runnext, (G *)NULL); /* pairs with runqempty: see the ring as it was before */
             return next;
         }
         uint32_t h = pp->runqhead;
         if (h == pp->runqtail)
             return NULL;
         G *gp = pp->runq[h % RUNQ_SIZE];
-        atomic_store_relaxed(&pp->runqhead, h + 1);
+        atomic_store_release(&pp->runqhead, h + 1); /* pairs with runqempty */
         return gp;
     }
     /* Only the owner sets runnext, so a failed CAS means that it was stolen: no need to try again. */
@@ -108,7 +108,7 @@ runqkick(P *pp)
     if (next == NULL || pp->runqtail == atomic_load_relaxed(&pp->runqhead))
         return;
     if (sole_consumer(pp))
-        atomic_store_relaxed(&pp->runnext, (G *)NULL);
+        atomic_store_release(&pp->runnext, (G *)NULL); /* pairs with runqempty */
     else if (!atomic_cas(&pp->runnext, next, (G *)NULL))
         return; /* stolen */
     runqput(pp, next, false);

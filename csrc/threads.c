@@ -31,7 +31,9 @@ uint32_t idle_ms_kept = IDLE_MS_KEPT;      /* tests change these two */
 int64_t idle_m_ns = IDLE_M_NS;
 G gnobody;
 
+#ifndef SPIN_ROUNDS /* tests/model makes it short */
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
+#endif
 
 /* ---- thread-local M ---- */
 
@@ -294,9 +296,9 @@ startm(Sched *sched, P *pp, bool spinning)
     if (pp == NULL) {
         pp = sched->pidle;
         if (pp == NULL) {
-            mutex_unlock(&sched->lock);
-            if (spinning)
+            if (spinning) /* under the lock: who finds a P idle after it must not take us for one that still looks for work */
                 atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+            mutex_unlock(&sched->lock);
             return true;
         }
         pidleget(sched, NULL);
@@ -319,9 +321,9 @@ startm(Sched *sched, P *pp, bool spinning)
     mutex_lock(&sched->lock);
     pidleput(sched, pp);
     atomic_store(&sched->starved, true);
-    mutex_unlock(&sched->lock);
     if (spinning)
         atomic_xadd(&sched->nmspinning, (uint32_t)-1);
+    mutex_unlock(&sched->lock);
     sysmon_wake(); /* to try again */
     systemstack(no_thread, &nm);
     return false;
@@ -346,7 +348,7 @@ wakep(Sched *sched)
     if (atomic_load(&sched->npidle) == 0)
         return;
     /* Be conservative about spinning threads: at most one is on its way. */
-    if (atomic_load_relaxed(&sched->nmspinning) != 0 || !atomic_cas(&sched->nmspinning, 0u, 1u))
+    if (atomic_load(&sched->nmspinning) != 0 || !atomic_cas(&sched->nmspinning, 0u, 1u))
         return;
     startm(sched, NULL, true);
 }

@@ -1,0 +1,82 @@
+/* model_idle.c: from spinning to idle and back: no goroutine stays runnable while every M sleeps and a P is idle. */
+#include "sched.h"
+
+/* ---- started from outside, as Ms come and go ---- */
+
+static void
+outsider(void *arg)
+{
+    for (int i = 0; i < (int)(intptr_t)arg; i++)
+        go(nothing, NULL);
+}
+
+MODEL(idle_injected_p1, "3/0", "2/0")
+{
+    start_sched(1);
+    mc_thread("outside", outsider, (void *)2);
+}
+
+MODEL(idle_injected_p2, "2/0 2/1", "1/0")
+{
+    start_sched(2);
+    mc_thread("outside", outsider, (void *)2);
+}
+
+/* One that is on its way to look for work is enough only if it wakes the next when it finds some. */
+static uint32_t flag;
+
+static void
+waits_for_flag(void *arg)
+{
+    (void)arg;
+    block(is_set, &flag);
+}
+
+static void
+two_at_once(void *arg)
+{
+    (void)arg;
+    go(waits_for_flag, NULL);
+    go(set_flag, &flag);
+}
+
+MODEL(idle_second_of_two_injected, "3/0 2/1", "1/0")
+{
+    start_sched(2);
+    mc_thread("outside", two_at_once, NULL);
+}
+
+/* ---- readied by a goroutine whose thread then blocks: another M has to come ---- */
+
+static void
+starts_and_blocks(void *arg)
+{
+    (void)arg;
+    go(set_flag, &flag);
+    block(is_set, &flag);
+}
+
+static void
+start_one(void *fn)
+{
+    go((void (*)(void *))fn, NULL);
+}
+
+MODEL(idle_local_wake_p2, "3/0 2/1", "1/1")
+{
+    start_sched(2);
+    mc_thread("outside", start_one, starts_and_blocks);
+}
+
+static void
+start_two(void *fn)
+{
+    go(nothing, NULL);
+    go((void (*)(void *))fn, NULL);
+}
+
+MODEL(idle_local_wake_as_the_other_goes_idle, "2/0 2/1", "1/0")
+{
+    start_sched(2);
+    mc_thread("outside", start_two, starts_and_blocks);
+}
