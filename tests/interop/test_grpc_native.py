@@ -974,10 +974,13 @@ def test_hundreds_of_goroutines_wait_for_calls():
         assert gmp.wait(unary(channel).future(b"%d" % i, timeout=60)) == b"%d" % i
 
     with serving(Call=uu(handler)) as (server, channel):
-        clients = [gmp.go(client, channel, i) for i in range(300)]
-        until(lambda: server.stats()["running"] == 300, timeout=50)
-        assert gmp.runtime.stats()["threads"] < 30
-        go_on.close()
+        try:
+            clients = [gmp.go(client, channel, i) for i in range(300)]
+            until(lambda: server.stats()["running"] == 300, timeout=50)
+            # grpcio starts a call in C, without the GIL: a goroutine keeps its thread for that moment.  Not for the wait.
+            assert gmp.runtime.stats()["threads"] < 150
+        finally:
+            go_on.close()
         for goroutine in clients:
             goroutine.join(timeout=LONG)
 
