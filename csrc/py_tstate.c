@@ -135,6 +135,19 @@ tstate_new(PyG *pg)
 #define BIND_KEY(ts, mp) PyThread_tss_set(&GILSTATE_KEY, (ts))
 #endif
 
+/* PyThreadState_Swap.  3.12's uses the new thread state between letting go of the GIL and taking it again: when the interpreter
+ * is finalised in between, it is freed.  PyEval_RestoreThread does not look at it before it has the GIL. */
+static inline void
+attach_other(PyThreadState *to)
+{
+#if PY_VERSION_HEX >= 0x030C0000 && PY_VERSION_HEX < 0x030D0000
+    PyEval_SaveThread();
+    PyEval_RestoreThread(to);
+#else
+    PyThreadState_Swap(to);
+#endif
+}
+
 #ifndef Py_DEBUG
 
 /* After an attach: PyGILState_* has to find this thread state.  From 3.12 on CPython has seen to it, unless it believes that
@@ -148,7 +161,7 @@ bind_here(PyG *to, M *mp)
     if (GMP_LIKELY(PyGILState_GetThisThreadState() == to->ts))
         return;
     to->ts->_status.bound_gilstate = 0;
-    PyThreadState_Swap(PyThreadState_Swap(NULL)); /* binds it */
+    PyEval_RestoreThread(PyEval_SaveThread()); /* binds it */
 #endif
 }
 #define before_attach(to, mp) ((void)0)
@@ -256,7 +269,7 @@ tstate_swap(PyG *from, PyG *to, M *mp)
         set_signal_duty(true);
     if (GMP_UNLIKELY(!swap_keeping_gil(from->ts, to->ts, mp))) {
         before_attach(to, mp);
-        PyThreadState_Swap(to->ts);
+        attach_other(to->ts);
         bind_here(to, mp);
     }
 #if PY_VERSION_HEX < 0x030D0000
