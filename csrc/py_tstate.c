@@ -167,20 +167,15 @@ tstate_hurry(int64_t now)
     return true;
 }
 
-/* take(ts), which takes the GIL; this thread does not hold it. */
+/* Takes the GIL as ts.  Not by PyThreadState_Swap: 3.12's uses ts before it has the GIL, when the interpreter that is finalised
+ * may have freed it. */
 static inline void
-gil_take(PyThreadState *ts, void (*take)(PyThreadState *))
+gil_take(PyThreadState *ts)
 {
     bool listed = atomic_load_relaxed(&GIL_LOCKED) > 0 && atomic_cas(&gil_waiter, (PyThreadState *)NULL, ts);
-    take(ts);
+    PyEval_RestoreThread(ts);
     if (GMP_UNLIKELY(listed))
         atomic_store(&gil_waiter, (PyThreadState *)NULL);
-}
-
-static void
-swap_in(PyThreadState *ts)
-{
-    (void)PyThreadState_Swap(ts);
 }
 
 /* ---- switching ---- */
@@ -210,7 +205,7 @@ bind_here(PyG *to, M *mp)
     if (GMP_LIKELY(PyGILState_GetThisThreadState() == to->ts))
         return;
     to->ts->_status.bound_gilstate = 0;
-    gil_take(PyThreadState_Swap(NULL), swap_in); /* binds it */
+    gil_take(PyEval_SaveThread()); /* binds it */
 #endif
 }
 #define before_attach(to, mp) ((void)0)
@@ -318,8 +313,8 @@ tstate_swap(PyG *from, PyG *to, M *mp)
         set_signal_duty(true);
     if (GMP_UNLIKELY(!swap_keeping_gil(from->ts, to->ts, mp))) {
         before_attach(to, mp);
-        (void)PyThreadState_Swap(NULL);
-        gil_take(to->ts, swap_in);
+        (void)PyEval_SaveThread();
+        gil_take(to->ts);
         bind_here(to, mp);
     }
 #if PY_VERSION_HEX < 0x030D0000
@@ -336,7 +331,7 @@ tstate_attach(PyG *to, M *mp)
     if (to == py_main)
         set_signal_duty(true);
     before_attach(to, mp);
-    gil_take(to->ts, PyEval_RestoreThread);
+    gil_take(to->ts);
     if (GMP_UNLIKELY(mp->tls[0] == NULL))
         current_find(mp, to->ts);
     bind_here(to, mp);

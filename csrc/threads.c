@@ -31,7 +31,7 @@ uint32_t idle_ms_kept = IDLE_MS_KEPT;      /* tests change these two */
 int64_t idle_m_ns = IDLE_M_NS;
 G gnobody;
 
-#ifndef SPIN_ROUNDS /* tests/model makes it short */
+#ifndef SPIN_ROUNDS    /* tests/model makes it short */
 #define SPIN_ROUNDS 60 /* idle spinning before an M gives up its P */
 #endif
 
