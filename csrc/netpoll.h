@@ -78,12 +78,6 @@ netpoll_expired(PollDesc *pd, PollMode mode)
 {
     return atomic_load(&pd->side[mode].deadline) < 0;
 }
-/* Its deadline has passed: Go: the check in pollDesc.prepare */
-static inline bool
-netpoll_expired(PollDesc *pd, PollMode mode)
-{
-    return atomic_load(&pd->side[mode].deadline) < 0;
-}
 /* Deadline of a direction, nanotime; 0 none; in the past: at once.  Go: pollSetDeadline */
 int netpoll_set_deadline(PollDesc *pd, PollMode mode, int64_t when);
 

@@ -26,17 +26,17 @@
 #define EVENTS 128
 #define LONGEST_NS (INT64_C(1000000) * 1000000000) /* macOS refuses much longer waits; the caller waits again */
 
-static int kq = -1;
+static int kqs[SETS] = {-1, -1};
 
 /* 0, or -1 with errno. */
 static int
-change(int fd, short filter, unsigned short flags, unsigned fflags, uint64_t cookie)
+change(int set, int fd, short filter, unsigned short flags, unsigned fflags, uint64_t cookie)
 {
     struct kevent ev;
     EV_SET(&ev, (uintptr_t)fd, filter, flags, fflags, 0, (__typeof__(ev.udata))(uintptr_t)cookie);
     int n;
     do
-        n = kevent(kq, &ev, 1, NULL, 0, NULL);
+        n = kevent(kqs[set], &ev, 1, NULL, 0, NULL);
     while (n < 0 && errno == EINTR);
     return n;
 }
@@ -46,67 +46,69 @@ change(int fd, short filter, unsigned short flags, unsigned fflags, uint64_t coo
 #if defined(EVFILT_USER) && !defined(GMP_KQUEUE_PIPE)
 
 static int
-break_open(void)
+break_open(int set)
 {
-    return change(0, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0);
+    return change(set, 0, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0);
 }
 
 static void
-break_close(void)
+break_close(int set)
 {
+    (void)set;
 }
 
 void
-netpoll_backend_break(void)
+netpoll_backend_break(int set)
 {
-    change(0, EVFILT_USER, 0, NOTE_TRIGGER, 0);
+    change(set, 0, EVFILT_USER, 0, NOTE_TRIGGER, 0);
 }
 
 /* A poll has taken it; if it is one that does not wait, it leaves it to the one that does. */
 static void
-break_taken(bool waited)
+break_taken(int set, bool waited)
 {
     if (!waited)
-        netpoll_backend_break();
+        netpoll_backend_break(set);
 }
 
 #else /* OpenBSD, NetBSD before 10 */
 
-static int breakfds[2] = {-1, -1};
+static int breakfds[SETS][2] = {{-1, -1}, {-1, -1}};
 
 static int
-break_open(void)
+break_open(int set)
 {
-    if (pipe(breakfds) < 0)
+    int *fds = breakfds[set];
+    if (pipe(fds) < 0)
         return -1;
     for (int i = 0; i < 2; i++)
-        if (fcntl(breakfds[i], F_SETFD, FD_CLOEXEC) < 0 || fcntl(breakfds[i], F_SETFL, O_NONBLOCK) < 0)
+        if (fcntl(fds[i], F_SETFD, FD_CLOEXEC) < 0 || fcntl(fds[i], F_SETFL, O_NONBLOCK) < 0)
             return -1;
-    return change(breakfds[0], EVFILT_READ, EV_ADD, 0, 0);
+    return change(set, fds[0], EVFILT_READ, EV_ADD, 0, 0);
 }
 
 static void
-break_close(void)
+break_close(int set)
 {
     for (int i = 0; i < 2; i++) {
-        if (breakfds[i] >= 0)
-            close(breakfds[i]);
-        breakfds[i] = -1;
+        if (breakfds[set][i] >= 0)
+            close(breakfds[set][i]);
+        breakfds[set][i] = -1;
     }
 }
 
 void
-netpoll_backend_break(void)
+netpoll_backend_break(int set)
 {
-    ssize_t n = write(breakfds[1], "", 1);
+    ssize_t n = write(breakfds[set][1], "", 1);
     (void)n; /* EAGAIN: it is full of them */
 }
 
 static void
-break_taken(bool waited)
+break_taken(int set, bool waited)
 {
     char buf[64];
-    while (waited && read(breakfds[0], buf, sizeof buf) == sizeof buf)
+    while (waited && read(breakfds[set][0], buf, sizeof buf) == sizeof buf)
         ;
 }
 
@@ -115,49 +117,50 @@ break_taken(bool waited)
 /* ---- the poller ---- */
 
 int
-netpoll_backend_init(void)
+netpoll_backend_init(int set)
 {
-    kq = kqueue();
-    if (kq < 0)
+    kqs[set] = kqueue();
+    if (kqs[set] < 0)
         return errno;
-    if (fcntl(kq, F_SETFD, FD_CLOEXEC) == 0 && break_open() == 0)
+    if (fcntl(kqs[set], F_SETFD, FD_CLOEXEC) == 0 && break_open(set) == 0)
         return 0;
     int err = errno;
-    break_close();
-    close(kq);
-    kq = -1;
+    break_close(set);
+    close(kqs[set]);
+    kqs[set] = -1;
     return err;
 }
 
 /* The kqueue stayed with the parent, and its number may be another's already. */
 void
-netpoll_backend_afterfork_child(void)
+netpoll_backend_afterfork_child(int set)
 {
-    break_close();
-    kq = -1;
+    break_close(set);
+    kqs[set] = -1;
 }
 
 int
 netpoll_backend_open(PollDesc *pd, PollDesc *last)
 {
+    int set = pd->set->set;
     struct stat st;
     if (fstat(pd->fd, &st) < 0)
         return errno;
     if (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode))
         return EPERM;
     /* Changes nothing but the udata, hence the old one. */
-    if (last != NULL && change(pd->fd, EVFILT_READ, EV_ENABLE, 0, last->cookie) == 0)
+    if (last != NULL && change(set, pd->fd, EVFILT_READ, EV_ENABLE, 0, last->cookie) == 0)
         return EEXIST;
-    if (change(pd->fd, EVFILT_READ, EV_ADD | EV_CLEAR, 0, pd->cookie) < 0)
+    if (change(set, pd->fd, EVFILT_READ, EV_ADD | EV_CLEAR, 0, pd->cookie) < 0)
         return errno;
-    if (change(pd->fd, EVFILT_WRITE, EV_ADD | EV_CLEAR, 0, pd->cookie) == 0)
+    if (change(set, pd->fd, EVFILT_WRITE, EV_ADD | EV_CLEAR, 0, pd->cookie) == 0)
         return 0;
     int err = errno;
     if (err == EPIPE) { /* the reader of a pipe is gone: no write will ever have to wait */
         netpoll_ready(pd->cookie, true, true, true);
         return 0;
     }
-    (void)change(pd->fd, EVFILT_READ, EV_DELETE, 0, 0);
+    (void)change(pd->set->set, pd->fd, EVFILT_READ, EV_DELETE, 0, 0);
     return err;
 }
 
@@ -166,8 +169,8 @@ netpoll_backend_close(PollDesc *pd, bool ours)
 {
     if (!ours)
         return;
-    (void)change(pd->fd, EVFILT_READ, EV_DELETE, 0, 0);
-    (void)change(pd->fd, EVFILT_WRITE, EV_DELETE, 0, 0);
+    (void)change(pd->set->set, pd->fd, EVFILT_READ, EV_DELETE, 0, 0);
+    (void)change(pd->set->set, pd->fd, EVFILT_WRITE, EV_DELETE, 0, 0);
 }
 
 void
@@ -177,7 +180,7 @@ netpoll_backend_arm(PollDesc *pd, PollMode mode)
 }
 
 bool
-netpoll_backend_poll(int64_t delay)
+netpoll_backend_poll(int set, int64_t delay)
 {
     struct kevent events[EVENTS];
     struct timespec ts, *tp = NULL;
@@ -187,7 +190,7 @@ netpoll_backend_poll(int64_t delay)
         ts.tv_nsec = (long)(ns % 1000000000);
         tp = &ts;
     }
-    int n = kevent(kq, NULL, 0, events, EVENTS, tp);
+    int n = kevent(kqs[set], NULL, 0, events, EVENTS, tp);
     if (n < 0) {
         if (errno != EINTR)
             gmp_throw("kevent: error %d: has the program closed a descriptor that is not its own?", errno);
@@ -198,7 +201,7 @@ netpoll_backend_poll(int64_t delay)
         uint64_t cookie = (uint64_t)(uintptr_t)ev->udata;
         bool eof = (ev->flags & (EV_EOF | EV_ERROR)) != 0;
         if (cookie == 0)
-            break_taken(delay != 0);
+            break_taken(set, delay != 0);
         else if (ev->filter == EVFILT_READ)
             netpoll_ready(cookie, true, eof, eof);
         else

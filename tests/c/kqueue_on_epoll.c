@@ -3,7 +3,7 @@
  *
  * A kqueue is an epoll set of three: one set for each filter, so that a change in one direction is not reported for the
  * other, and an eventfd for EVFILT_USER.  EV_CLEAR is EPOLLET.  As there: EV_ADD of what is registered changes it, EV_ENABLE
- * and EV_DELETE of what is not gives ENOENT, EVFILT_USER with EV_CLEAR is taken by one waiter.  Only one kqueue at a time.
+ * and EV_DELETE of what is not gives ENOENT, EVFILT_USER with EV_CLEAR is taken by one waiter.  The descriptors of a kqueue's sets are looked up by its own.
  */
 #ifdef GMP_KQUEUE_EMULATED
 #ifndef _GNU_SOURCE
@@ -22,8 +22,10 @@
 enum { READS, WRITES, USER, SETS };
 #define FDS 65536
 
-static int outer = -1, inner[SETS];
-static void *udata[SETS][FDS]; /* atomic */
+static struct Queue {
+    int inner[SETS];
+    void *udata[SETS][FDS]; /* atomic */
+} *queues[FDS]; /* atomic */
 
 int
 kqueue(void)
@@ -41,24 +43,27 @@ kqueue(void)
         errno = err;
         return -1;
     }
-    outer = fds[SETS];
+    int outer = fds[SETS];
+    struct Queue *q = calloc(1, sizeof(*q));
+    CHECK(q != NULL && outer < FDS);
+    atomic_store(&queues[outer], q);
     for (uint32_t i = 0; i < SETS; i++) {
         struct epoll_event ev = {.events = EPOLLIN, .data.u32 = i};
-        inner[i] = fds[i];
-        CHECK_EQ(epoll_ctl(outer, EPOLL_CTL_ADD, inner[i], &ev), 0);
+        q->inner[i] = fds[i];
+        CHECK_EQ(epoll_ctl(outer, EPOLL_CTL_ADD, fds[i], &ev), 0);
     }
     return outer;
 }
 
 static int
-apply(const struct kevent *c)
+apply(struct Queue *q, const struct kevent *c)
 {
     if (c->filter == EVFILT_USER) {
         uint64_t one = 1;
         if (c->flags & EV_ADD)
-            atomic_store(&udata[USER][0], c->udata);
+            atomic_store(&q->udata[USER][0], c->udata);
         if (c->fflags & NOTE_TRIGGER)
-            CHECK_EQ(write(inner[USER], &one, sizeof(one)), sizeof(one));
+            CHECK_EQ(write(q->inner[USER], &one, sizeof(one)), sizeof(one));
         return 0;
     }
     int set = c->filter == EVFILT_READ ? READS : WRITES, fd = (int)c->ident;
@@ -68,24 +73,24 @@ apply(const struct kevent *c)
     CHECK(c->filter == EVFILT_READ || c->filter == EVFILT_WRITE);
     CHECK(fd < FDS);
     if (c->flags & EV_DELETE)
-        return epoll_ctl(inner[set], EPOLL_CTL_DEL, fd, &ev);
+        return epoll_ctl(q->inner[set], EPOLL_CTL_DEL, fd, &ev);
     if (!(c->flags & EV_ADD)) {
-        if (epoll_ctl(inner[set], EPOLL_CTL_MOD, fd, &ev) != 0)
+        if (epoll_ctl(q->inner[set], EPOLL_CTL_MOD, fd, &ev) != 0)
             return -1;
-        atomic_store(&udata[set][fd], c->udata);
+        atomic_store(&q->udata[set][fd], c->udata);
         return 0;
     }
-    void *before = atomic_xchg(&udata[set][fd], c->udata); /* an event may come at once */
-    if (epoll_ctl(inner[set], EPOLL_CTL_ADD, fd, &ev) == 0)
+    void *before = atomic_xchg(&q->udata[set][fd], c->udata); /* an event may come at once */
+    if (epoll_ctl(q->inner[set], EPOLL_CTL_ADD, fd, &ev) == 0)
         return 0;
     if (errno == EEXIST)
-        return epoll_ctl(inner[set], EPOLL_CTL_MOD, fd, &ev);
-    atomic_store(&udata[set][fd], before);
+        return epoll_ctl(q->inner[set], EPOLL_CTL_MOD, fd, &ev);
+    atomic_store(&q->udata[set][fd], before);
     return -1;
 }
 
 static int
-collect(int set, struct kevent *out, int room)
+collect(struct Queue *q, int set, struct kevent *out, int room)
 {
     struct epoll_event evs[64];
     int n;
@@ -94,17 +99,17 @@ collect(int set, struct kevent *out, int room)
         return 0;
     if (set == USER) {
         uint64_t count;
-        if (read(inner[USER], &count, sizeof(count)) != sizeof(count))
+        if (read(q->inner[USER], &count, sizeof(count)) != sizeof(count))
             return 0;
-        EV_SET(out, 0, EVFILT_USER, EV_CLEAR, 0, 0, atomic_load(&udata[USER][0]));
+        EV_SET(out, 0, EVFILT_USER, EV_CLEAR, 0, 0, atomic_load(&q->udata[USER][0]));
         return 1;
     }
-    n = epoll_wait(inner[set], evs, room < 64 ? room : 64, 0);
+    n = epoll_wait(q->inner[set], evs, room < 64 ? room : 64, 0);
     for (int i = 0; i < n; i++) {
         unsigned eof = set == READS ? EPOLLRDHUP | EPOLLHUP | EPOLLERR : EPOLLHUP | EPOLLERR;
         int fd = evs[i].data.fd;
         EV_SET(&out[i], (uintptr_t)fd, set == READS ? EVFILT_READ : EVFILT_WRITE,
-               (unsigned short)(EV_CLEAR | (evs[i].events & eof ? EV_EOF : 0)), 0, 1, atomic_load(&udata[set][fd]));
+               (unsigned short)(EV_CLEAR | (evs[i].events & eof ? EV_EOF : 0)), 0, 1, atomic_load(&q->udata[set][fd]));
     }
     return n < 0 ? 0 : n;
 }
@@ -114,9 +119,11 @@ kevent(int kq, const struct kevent *changes, int nchanges, struct kevent *events
 {
     int64_t deadline = timeout != NULL ? nanotime() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
 
-    CHECK(kq == outer || kq < 0);
+    struct Queue *q = kq >= 0 && kq < FDS ? atomic_load(&queues[kq]) : NULL;
+
+    CHECK(q != NULL);
     for (int i = 0; i < nchanges; i++)
-        if (apply(&changes[i]) != 0)
+        if (apply(q, &changes[i]) != 0)
             return -1;
     for (;;) {
         struct epoll_event ready[SETS];
@@ -129,7 +136,7 @@ kevent(int kq, const struct kevent *changes, int nchanges, struct kevent *events
         if (n < 0)
             return -1;
         for (int i = 0; i < n; i++)
-            got += collect((int)ready[i].data.u32, events + got, nevents - got);
+            got += collect(q, (int)ready[i].data.u32, events + got, nevents - got);
         if (got != 0 || (timeout != NULL && nanotime() >= deadline))
             return got;
     }

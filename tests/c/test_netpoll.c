@@ -61,7 +61,7 @@ put(PollDesc *pd, const void *buf, size_t n)
 static void
 wait_waiting(uint32_t n)
 {
-    while (netpoll_waiters() != n)
+    while (netpoll_waiters(NATIVE) != n)
         gosleep(100 * US);
     gosleep(MS);
 }
@@ -80,7 +80,7 @@ still_waiting(uint32_t n)
 {
     for (int i = 0; i < 10; i++) {
         gosleep(MS);
-        CHECK_EQ(netpoll_waiters(), n);
+        CHECK_EQ(netpoll_waiters(NATIVE), n);
     }
 }
 
@@ -166,7 +166,7 @@ TEST_P(poll_wait_before_ready)
             while (sock_read(fd[0], &c, 1) != SOCK_AGAIN)
                 ;
         }
-        CHECK_EQ(netpoll_waiters(), 0);
+        CHECK_EQ(netpoll_waiters(NATIVE), 0);
         shut(pd);
         shut(other);
     }
@@ -224,7 +224,7 @@ call_and_echo(SockKind kind, int pairs, long rounds)
         go(caller, &p[i]);
     }
     wait_done(2 * pairs);
-    CHECK_EQ(netpoll_waiters(), 0);
+    CHECK_EQ(netpoll_waiters(NATIVE), 0);
     for (int i = 0; i < pairs; i++) {
         shut(p[i].pd[0]);
         shut(p[i].pd[1]);
@@ -391,7 +391,7 @@ TEST_P(poll_deadline_future)
         CHECK_EQ(j.code, GMP_ETIMEDOUT - 100);
         CHECK(j.when >= when);
         CHECK_EQ(netpoll_wait(pd, (PollMode)m), GMP_ETIMEDOUT); /* and from now on */
-        CHECK_EQ(netpoll_waiters(), 0);
+        CHECK_EQ(netpoll_waiters(NATIVE), 0);
         shut(pd);
         sock_close(fd[1]);
     }
@@ -741,7 +741,7 @@ poll_for_ever(void *arg)
 {
     (void)arg;
     while (!atomic_load(&stop)) {
-        CHECK(netpoll(-1, NULL) == NULL);
+        CHECK(netpoll(NATIVE, -1, NULL) == NULL);
         atomic_xadd(&breaks, 1);
     }
 }
@@ -750,22 +750,22 @@ TEST(poll_break_from_another_thread)
 {
     int fd[2];
 
-    CHECK_EQ(netpoll_lastpoll(), 0);
-    CHECK(netpoll(-1, NULL) == NULL); /* before the first descriptor there is nothing to wait in */
+    CHECK_EQ(netpoll_lastpoll(NATIVE), 0);
+    CHECK(netpoll(NATIVE, -1, NULL) == NULL); /* before the first descriptor there is nothing to wait in */
     CHECK(sock_pair(SOCK_TCP, fd));
     PollDesc *pd = open_(fd[0]);
     TestThread *t = test_thread(poll_for_ever, NULL);
     for (long i = 0; i < (test_slow() ? 500 : 5000); i++) {
         long seen = atomic_load(&breaks);
-        netpoll_break(); /* a break that is lost hangs the poll */
+        netpoll_break(NATIVE); /* a break that is lost hangs the poll */
         while (atomic_load(&breaks) == seen)
             sys_thread_yield();
         if (i % 100 == 0)
             sys_usleep(200); /* it waits by then */
     }
-    CHECK(netpoll_lastpoll() != 0);
+    CHECK(netpoll_lastpoll(NATIVE) != 0);
     atomic_store(&stop, 1u);
-    netpoll_break();
+    netpoll_break(NATIVE);
     test_join(t);
     shut(pd);
     sock_close(fd[1]);
@@ -778,11 +778,11 @@ TEST(poll_break_before_the_poll)
     CHECK(sock_pair(SOCK_TCP, fd));
     PollDesc *pd = open_(fd[0]);
     for (int i = 0; i < 100; i++) {
-        netpoll_break();
-        netpoll_break(); /* one is enough */
+        netpoll_break(NATIVE);
+        netpoll_break(NATIVE); /* one is enough */
         for (int k = 0; k < i % 4; k++)
-            CHECK(netpoll(0, NULL) == NULL); /* one that does not wait leaves it to the one that does */
-        CHECK(netpoll(-1, NULL) == NULL);
+            CHECK(netpoll(NATIVE, 0, NULL) == NULL); /* one that does not wait leaves it to the one that does */
+        CHECK(netpoll(NATIVE, -1, NULL) == NULL);
     }
     shut(pd);
     sock_close(fd[1]);
@@ -795,12 +795,12 @@ TEST(poll_timeout)
 
     CHECK(sock_pair(SOCK_TCP, fd));
     PollDesc *pd = open_(fd[0]);
-    netpoll(0, NULL); /* it is writable */
+    netpoll(NATIVE, 0, NULL); /* it is writable */
     for (size_t i = 0; i < sizeof(times) / sizeof(times[0]); i++) {
         int64_t until = nanotime() + times[i], left = times[i];
         int polls = 0;
         do /* it may end early, but it waits */
-            CHECK(netpoll(left, NULL) == NULL && polls++ < 100);
+            CHECK(netpoll(NATIVE, left, NULL) == NULL && polls++ < 100);
         while ((left = until - nanotime()) > 0);
     }
     shut(pd);
@@ -934,7 +934,7 @@ TEST_P(poll_interrupts_race_with_edges)
     test_join(interrupter);
     getg()->interruptible = false;
     LOG("%ld interrupts\n", interrupted);
-    CHECK_EQ(netpoll_waiters(), 0);
+    CHECK_EQ(netpoll_waiters(NATIVE), 0);
     shut(pd);
     sock_close(fd[1]);
 }
@@ -996,7 +996,7 @@ TEST_P(poll_deadlines_race_with_edges)
     atomic_store(&stop, 1u);
     wait_done(2);
     LOG("%ld timeouts\n", late);
-    CHECK_EQ(netpoll_waiters(), 0);
+    CHECK_EQ(netpoll_waiters(NATIVE), 0);
     shut(pd);
     sock_close(fd[1]);
     quiet();
@@ -1091,6 +1091,6 @@ TEST_P_LIMIT(poll_stress, 120)
         go(place, &p[i]);
     }
     wait_done(PLACES);
-    CHECK_EQ(netpoll_waiters(), 0);
+    CHECK_EQ(netpoll_waiters(NATIVE), 0);
     quiet();
 }
