@@ -17,7 +17,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "test.h"
+#include "sys.h"
 
 enum { READS, WRITES, USER, SETS };
 #define FDS 65536
@@ -45,12 +45,12 @@ kqueue(void)
     }
     int outer = fds[SETS];
     struct Queue *q = calloc(1, sizeof(*q));
-    CHECK(q != NULL && outer < FDS);
+    GMP_CHECK(q != NULL && outer < FDS);
     atomic_store(&queues[outer], q);
     for (uint32_t i = 0; i < SETS; i++) {
         struct epoll_event ev = {.events = EPOLLIN, .data.u32 = i};
         q->inner[i] = fds[i];
-        CHECK_EQ(epoll_ctl(outer, EPOLL_CTL_ADD, fds[i], &ev), 0);
+        GMP_CHECK(epoll_ctl(outer, EPOLL_CTL_ADD, fds[i], &ev) == 0);
     }
     return outer;
 }
@@ -63,15 +63,15 @@ apply(struct Queue *q, const struct kevent *c)
         if (c->flags & EV_ADD)
             atomic_store(&q->udata[USER][0], c->udata);
         if (c->fflags & NOTE_TRIGGER)
-            CHECK_EQ(write(q->inner[USER], &one, sizeof(one)), sizeof(one));
+            GMP_CHECK(write(q->inner[USER], &one, sizeof(one)) == sizeof(one));
         return 0;
     }
     int set = c->filter == EVFILT_READ ? READS : WRITES, fd = (int)c->ident;
     unsigned once = c->flags & EV_CLEAR || !(c->flags & EV_ADD) ? EPOLLET : 0;
     struct epoll_event ev = {.events = (set == READS ? EPOLLIN | EPOLLRDHUP : EPOLLOUT) | once, .data.fd = fd};
 
-    CHECK(c->filter == EVFILT_READ || c->filter == EVFILT_WRITE);
-    CHECK(fd < FDS);
+    GMP_CHECK(c->filter == EVFILT_READ || c->filter == EVFILT_WRITE);
+    GMP_CHECK(fd < FDS);
     if (c->flags & EV_DELETE)
         return epoll_ctl(q->inner[set], EPOLL_CTL_DEL, fd, &ev);
     if (!(c->flags & EV_ADD)) {
@@ -121,7 +121,7 @@ kevent(int kq, const struct kevent *changes, int nchanges, struct kevent *events
 
     struct Queue *q = kq >= 0 && kq < FDS ? atomic_load(&queues[kq]) : NULL;
 
-    CHECK(q != NULL);
+    GMP_CHECK(q != NULL);
     for (int i = 0; i < nchanges; i++)
         if (apply(q, &changes[i]) != 0)
             return -1;
