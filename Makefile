@@ -8,6 +8,8 @@
 # make asan ubsan tsan    under sanitizers
 # make model      every interleaving of the core's protocols, within bounds (tests/model); the short run is part of make test
 # make arm64      the C tests and a smoke test of the extension as AArch64, under qemu-user
+# make kqueue     the C tests on the net poller for macOS and the BSDs (by libkqueue, else what the tests make of epoll)
+# make windows    the C core for Windows, its tests under Wine       make macos    for macOS and FreeBSD: compiled and linked
 # make wheel      dist/*.whl and dist/*.tar.gz
 # make clean
 #
@@ -31,7 +33,8 @@ RUN := env PYTHONSAFEPATH=1 $(abspath $(PY))
 SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py gmp/*.pyi gmp/py.typed \
 	gmp/[!p]*/*.py protos/*.proto)
 
-.PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan model arm64 sanitized sanitized-pytest wheel install clean FORCE
+.PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan sanitized sanitized-pytest model arm64
+.PHONY: kqueue windows macos wheel install clean FORCE
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -44,6 +47,7 @@ test: ctest pytest
 ctest:
 	@PYTHON=$(PYTHON) tools/apt.sh
 	$(MAKE) -C csrc test
+	$(MAKE) -C csrc test NETPOLL=kqueue LOCK=sema T=test_netpoll
 
 pytest: $(VENV)/.installed $(VENV)/.deps-test
 	GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_WHEEL="$$(cat $(VENV)/.wheel)" GMP_BUILD_PYTHON=$(abspath $(BUILDER)/bin/python) \
@@ -93,6 +97,24 @@ sanitized-pytest: $(VENV)/.installed $(VENV)/.deps-test
 		ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:$$ASAN_OPTIONS \
 		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:$$UBSAN_OPTIONS GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_SANITIZE=$(SANITIZE) \
 		$(RUN) -m pytest $(SUITE:tests=tests/unit) -m "not slow" $(PYTEST_ARGS)
+
+# ---- other systems: the C core alone; csrc/HACKING.md says what that shows ----
+kqueue:
+	$(MAKE) -C csrc test NETPOLL=kqueue LOCK=sema
+
+# Not inside the tree: a Wine folder has a link to /, and setuptools follows links.
+WINEPREFIX ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gmp-wine
+windows:
+	tools/apt.sh windows
+	mkdir -p $(WINEPREFIX)
+	WINEPREFIX=$(WINEPREFIX) WINEDEBUG=-all DISPLAY= $(MAKE) -C csrc test CC=x86_64-w64-mingw32-gcc
+
+FOREIGN := aarch64-macos x86_64-macos x86_64-freebsd
+macos: $(VENV)/.deps-cross
+	@for target in $(FOREIGN); do \
+		$(MAKE) -C csrc runner CC="$(abspath $(PY)) -m ziglang cc -target $$target" AR="$(abspath $(PY)) -m ziglang ar" \
+			EXTRA=-Wno-unused-command-line-argument VARIANT=$$target || exit; \
+	done
 
 wheel: $(BUILDER)/.deps
 	@PYTHON=$(PYTHON) tools/apt.sh

@@ -10,7 +10,7 @@
  * entry out, and every caller up the chain pays: 40 goroutines that switch to each other from one site three calls deep
  * take 29 ns with the jump and 5 ns with `ret` (through a scheduler stack in between, 30 and 24).  AMD EPYC.
  */
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(_WIN32)
 
 #if defined(__APPLE__)
 #define SYM(x) _##x
@@ -22,6 +22,18 @@
 #define HIDDEN(x) .hidden x
 #define FUNC(x) .type x, @function
 #define END(x) .size x, . - x
+#endif
+
+/* Mach-O allows no label inside a procedure: there it becomes two. */
+#if defined(__APPLE__)
+#define SPLIT .cfi_endproc
+    .macro RESUME
+    .cfi_startproc
+    .cfi_undefined %rip
+    .endm
+#else
+#define SPLIT
+#define RESUME
 #endif
 
     .text
@@ -104,7 +116,9 @@ SYM(gmp_call_on):                       /* rdi = sp, rsi = fn, rdx = arg */
     .cfi_startproc
     .cfi_undefined %rip                 /* no caller: unwinders stop here */
     nop                                 /* unwinders look up return address - 1 */
+    SPLIT
 SYM(gmp_trampoline):                    /* rbx = entry, r12 = arg, rbp = 0; rsp is a multiple of 16 */
+    RESUME
     endbr64
     movq %r12, %rdi
     callq *%rbx

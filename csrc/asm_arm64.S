@@ -20,6 +20,18 @@
 #endif
 #define BTI_C hint #34                  /* a nop before ARMv8.5 */
 
+/* Mach-O allows no label inside a procedure: there it becomes two. */
+#if defined(__APPLE__)
+#define SPLIT .cfi_endproc
+    .macro RESUME
+    .cfi_startproc
+    .cfi_undefined x30
+    .endm
+#else
+#define SPLIT
+#define RESUME
+#endif
+
     .text
     .globl SYM(gmp_switch)
     HIDDEN(gmp_switch)
@@ -133,7 +145,9 @@ SYM(gmp_call_on):                       /* x0 = sp, x1 = fn, x2 = arg */
     .cfi_startproc
     .cfi_undefined x30                  /* no caller: unwinders stop here */
     nop                                 /* unwinders look up return address - 1 */
+    SPLIT
 SYM(gmp_trampoline):                    /* x19 = entry, x20 = arg, x29 = 0; sp is a multiple of 16 */
+    RESUME
     BTI_C
     mov x0, x20
     blr x19

@@ -20,10 +20,15 @@
 #define GMP_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define GMP_NOINLINE __attribute__((noinline))
 #define GMP_NORETURN __attribute__((noreturn))
+#if defined(_WIN32)
+#define GMP_PRINTF(fmt, args) __attribute__((format(gnu_printf, fmt, args)))
+#define GMP_HIDDEN
+#else
 #define GMP_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#define GMP_HIDDEN __attribute__((visibility("hidden")))
+#endif
 #define GMP_COLD __attribute__((cold, noinline))
 #define GMP_UNUSED __attribute__((unused))
-#define GMP_HIDDEN __attribute__((visibility("hidden")))
 #define GMP_CACHELINE 64
 #define GMP_ALIGNED(n) __attribute__((aligned(n)))
 

@@ -104,8 +104,8 @@ unref(gmp_fd *f)
 {
     if (atomic_xadd(&f->refs, (uint32_t)-1) != 1)
         return;
-    netpoll_close(f->pd);
-    close(f->fd);
+    if (netpoll_close(f->pd))
+        close(f->fd);
     g_free(f);
 }
 

@@ -3,7 +3,8 @@
  * gmp_switch(&from->sp, to->sp) pushes the callee-saved registers of the ABI, stores the stack pointer in *save_sp,
  * loads to_sp and pops.  It returns in the other context, after that context's own call of gmp_switch.  x86-64 SysV:
  * rbx rbp r12-r15 (MXCSR and the x87 control word are left alone: CPython and C callers do not change them across a
- * call); AArch64: x19-x30, d8-d15.  Nothing else is saved: no signal mask, no errno, no TLS.
+ * call); x86-64 on Windows: rbx rbp rdi rsi r12-r15 xmm6-xmm15 and the three words in which a thread keeps the bounds of
+ * its stack; AArch64: x19-x30, d8-d15.  Nothing else is saved: no signal mask, no errno, no TLS.
  * Never keep errno or the address of a TLS variable across a switch: the context may continue on another thread.
  *
  * Life of a Gobuf: zeroed once; then either gobuf_init_thread (the thread's own stack), or gobuf_set_stack +
@@ -17,6 +18,9 @@
 
 typedef struct Gobuf {
     void *sp;
+#ifdef _WIN32
+    void *lo; /* from gobuf_set_stack: gobuf_init tells the new context the bounds of its stack */
+#endif
 #ifdef GMP_TSAN
     void *tsan_fiber;
     bool tsan_owned; /* made by gobuf_init, not the thread's own */
@@ -28,7 +32,7 @@ typedef struct Gobuf {
 #endif
 } Gobuf;
 
-/* asm_amd64.S / asm_arm64.S */
+/* asm_amd64.S / asm_amd64_windows.S / asm_arm64.S */
 GMP_HIDDEN void gmp_switch(void **save_sp, void *to_sp);
 /* Calls fn(arg) on the stack that ends at sp, and returns. */
 GMP_HIDDEN void gmp_call_on(void *sp, void (*fn)(void *), void *arg);
@@ -40,6 +44,8 @@ GMP_HIDDEN void gmp_trampoline(void); /* first return address of a new context: 
 void gobuf_init(Gobuf *buf, void *top, void (*entry)(void *), void *arg);
 #if defined(__aarch64__)
 #define GOBUF_FRAME 160
+#elif defined(_WIN32)
+#define GOBUF_FRAME 264
 #else
 #define GOBUF_FRAME 56
 #endif
@@ -62,7 +68,11 @@ gobuf_switch(Gobuf *from, Gobuf *to, bool from_dies)
 }
 #define gobuf_entered() ((void)0)
 #define gobuf_init_thread(buf) ((void)(buf))
+#if defined(_WIN32)
+#define gobuf_set_stack(buf, low, size) ((void)((buf)->lo = (low)))
+#else
 #define gobuf_set_stack(buf, lo, size) ((void)0)
+#endif
 #define gobuf_destroy(buf) ((void)(buf))
 #endif
 

@@ -4,7 +4,7 @@
 #endif
 #include "sys.h"
 
-#ifndef GMP_LOCK_SEMA
+#if defined(__linux__) && !defined(GMP_LOCK_SEMA)
 
 #include <errno.h>
 #include <linux/futex.h>

@@ -2,12 +2,21 @@
  *
  * Protocol of a side's state, as in Go (netpoll.go):
  *   0        nobody waits, no edge was seen        PD_READY  an edge was seen and not yet consumed
- *   PD_WAIT  a goroutine is about to park          a G       it is parked; 16 bits of its park's number are above the pointer
+ *   PD_WAIT  a goroutine is about to park          a G       it is parked
  * netpoll_wait: READY -> 0 and go; 0 -> WAIT, then park; the commit of the park changes WAIT -> G, and cancels the park when
  * an edge came in between (WAIT -> READY).  A waker changes WAIT or G to READY (an edge) or to 0 (deadline, close).
- * A waker of a G also has to win its park (park_claim), as signals may end the main goroutine's.
+ * A waker of a G also has to win its park (park_claim), as signals may end the main goroutine's.  A main goroutine that was
+ * woken so may wait here again before a slow waker has done its CAS: so the G in the state carries the number of its park.
  * Edges are never lost: one registration for both directions, edge-triggered, for the life of the PollDesc.
- * Stale events: a PollDesc is reused, so the kernel's cookie holds its address and its tag (16 bits of a count of lives).
+ * Stale events: a PollDesc is reused, so the kernel's cookie holds its address and 16 bits of a count of its lives.  An event
+ * that slips through all the same (a poll that was held up between the comparison and the wake-up, or for 65,536 lives) is an
+ * edge for nothing: the new owner tries once more than it had to.
+ * Reused numbers: `owners` tells whose a descriptor number is in each set.  One that was closed without netpoll_close and is opened again
+ * belongs to the new PollDesc from then on; the old one is evicted, and its netpoll_close leaves the number alone.
+ * Lock order: owners_lock < PollDesc.lock < Timers.lock; free_lock is a leaf.
+ *
+ * Rejected: counting a goroutine out of `waiters` when it is woken.  Between that and the moment when it is queued it is seen
+ * nowhere, and an M that goes idle just then reports a deadlock.
  */
 #include "netpoll.h"
 
@@ -15,15 +24,13 @@
 
 /* One of each set of Ps. */
 static struct Poller {
-    uint32_t inited;   /* 0 no, 1 yes; init_lock */
+    uint32_t inited;   /* atomic: 0 no, 1 yes; written under init_lock */
     uint32_t waiters;  /* atomic */
     int64_t lastpoll;  /* atomic, nanotime */
     uint32_t breaking; /* atomic: a break is on its way */
 } pollers[SETS];
 static Mutex init_lock;
 uint32_t netpoll_generation;
-
-#define WAITERS(pd) (&pollers[(pd)->set->set].waiters)
 
 /* ---- PollDescs ---- */
 
@@ -39,13 +46,14 @@ pdalloc(void)
 {
     mutex_lock(&free_lock);
     if (free_list == NULL) {
-        PollDesc *chunk = sys_aligned_alloc(GMP_CACHELINE, PD_CHUNK * ((sizeof(PollDesc) + 63) / 64 * 64));
+        PollDesc *chunk = sys_aligned_alloc(GMP_CACHELINE, PD_CHUNK * sizeof *chunk);
         if (chunk == NULL) {
             mutex_unlock(&free_lock);
             return NULL;
         }
         memset(chunk, 0, PD_CHUNK * sizeof *chunk);
-        for (int i = 0; i < PD_CHUNK; i++) {
+        for (int i = PD_CHUNK; i-- > 0;) {
+            chunk[i].cookie = (uintptr_t)&chunk[i];
             chunk[i].link = free_list;
             free_list = &chunk[i];
         }
@@ -65,27 +73,57 @@ pdfree(PollDesc *pd)
     mutex_unlock(&free_lock);
 }
 
-static uint64_t
-cookie_of(PollDesc *pd)
+#define ADDRESS UINT64_C(0xffffffffffff)
+#define LIFE (ADDRESS + 1)
+
+/* The number of the park that gp is about to begin, above its address. */
+static uintptr_t
+parked(G *gp)
 {
-    return (uint64_t)(uintptr_t)pd | (uint64_t)(pd->tag & 0xffff) << 48;
+    return (uintptr_t)gp | (uintptr_t)(atomic_load_relaxed(&gp->parkseq) >> 1) << 48;
 }
 
+/* ---- whose a descriptor number is ---- */
+
+#ifndef OWNERS_CHUNK /* tests/model makes the table small, and its numbers with it */
+#define OWNERS_CHUNK 4096
+#define OWNERS_CHUNKS (((uint32_t)INT32_MAX + 1) / OWNERS_CHUNK)
+#endif
+
+static Mutex owners_lock;
+static PollDesc **owners[SETS][OWNERS_CHUNKS]; /* owners_lock */
+static uint32_t owners_used;                   /* chunks below this one may exist */
+
+static PollDesc **
+owner_of(int set, int fd)
+{
+    PollDesc ***chunk = &owners[set][(uint32_t)fd / OWNERS_CHUNK];
+    if (*chunk == NULL) {
+        *chunk = sys_calloc(OWNERS_CHUNK, sizeof **chunk);
+        if (*chunk == NULL)
+            return NULL;
+        if ((uint32_t)fd / OWNERS_CHUNK >= owners_used)
+            owners_used = (uint32_t)fd / OWNERS_CHUNK + 1;
+    }
+    return *chunk + (uint32_t)fd % OWNERS_CHUNK;
+}
+
+/* 0 or an errno. */
 static int
 netpoll_init(int set)
 {
     struct Poller *po = &pollers[set];
     if (atomic_load(&po->inited))
-        return GMP_OK;
+        return 0;
     mutex_lock(&init_lock);
-    int code = GMP_OK;
+    int err = 0;
     if (!po->inited) {
-        code = netpoll_backend_init(set);
-        if (code == GMP_OK)
+        err = netpoll_backend_init(set);
+        if (err == 0)
             atomic_store(&po->inited, 1u);
     }
     mutex_unlock(&init_lock);
-    return code;
+    return err;
 }
 
 int
@@ -93,26 +131,34 @@ netpoll_open(Sched *set, int fd, PollDesc **out)
 {
     if (fd < 0)
         return EBADF;
-    if (netpoll_init(set->set) < 0)
-        return EMFILE;
+    int err = netpoll_init(set->set);
+    if (err != 0)
+        return err;
     PollDesc *pd = pdalloc();
     if (pd == NULL)
         return ENOMEM;
     mutex_lock(&pd->lock);
     pd->fd = fd;
     pd->set = set;
-    pd->closing = false;
-    pd->hup = false;
+    atomic_store(&pd->closing, false);
+    atomic_store(&pd->hup, false);
     for (int m = 0; m < 2; m++) {
         PollSide *s = &pd->side[m];
         GMP_CHECK(!s->timing);
         atomic_store(&s->state, (uintptr_t)0);
-        s->deadline = 0;
+        atomic_store(&s->deadline, (int64_t)0);
         s->timerseq++;
     }
-    atomic_store(&pd->tag, pd->tag + 1);
     mutex_unlock(&pd->lock);
-    int err = netpoll_backend_open(set->set, fd, cookie_of(pd));
+    mutex_lock(&owners_lock);
+    PollDesc **owner = owner_of(set->set, fd);
+    err = owner != NULL ? netpoll_backend_open(pd, *owner) : ENOMEM;
+    if (err == 0) {
+        if (*owner != NULL)
+            netpoll_evict(*owner); /* under the lock: its owner may be about to close it */
+        *owner = pd;
+    }
+    mutex_unlock(&owners_lock);
     if (err != 0) {
         pdfree(pd);
         return err;
@@ -132,13 +178,6 @@ check(PollDesc *pd, PollMode mode)
     return GMP_OK;
 }
 
-/* The state of a side with a parked goroutine.  One that was interrupted and waits again is not mistaken for itself. */
-static uintptr_t
-parked(G *gp, uint32_t seq)
-{
-    return (uintptr_t)gp | (uintptr_t)(seq >> 1 & 0xffff) << 48;
-}
-
 /* Go: netpollunblock.  Returns the goroutine to make ready, if any. */
 static G *
 unblock(PollDesc *pd, PollMode mode, bool ready)
@@ -148,15 +187,16 @@ unblock(PollDesc *pd, PollMode mode, bool ready)
         uintptr_t old = atomic_load(&s->state);
         if (old == PD_READY || (old == 0 && !ready))
             return NULL;
-        G *gp = old > PD_WAIT ? (G *)(old & UINT64_C(0xffffffffffff)) : NULL;
-        uint32_t seq = atomic_load_relaxed(&s->parkseq);
         if (!atomic_cas(&s->state, old, ready ? PD_READY : (uintptr_t)0))
             continue;
-        if (gp == NULL)
+        if (old <= PD_WAIT)
             return NULL;
-        atomic_xadd(WAITERS(pd), (uint32_t)-1);
-        if (!park_claim(gp, seq))
-            return NULL; /* a signal was first; the goroutine looks at the state itself */
+        /* Taken from the state in this very park.  Unless a signal was first: then the goroutine looks at the state itself,
+         * and may be in another park by now. */
+        G *gp = (G *)(old & ADDRESS);
+        uint32_t seq = atomic_load(&gp->parkseq);
+        if ((seq >> 1 & 0xffff) != old >> 48 || (seq & 1) != 0 || !park_claim(gp, seq))
+            return NULL;
         gp->wakecode = GMP_OK;
         return gp;
     }
@@ -167,12 +207,9 @@ static bool
 poll_commit(G *gp, void *arg)
 {
     PollSide *s = arg;
-    uint32_t *waiters = &pollers[gp->set->set].waiters; /* only goroutines of the descriptor's set wait for it */
-    uint32_t seq = atomic_load_relaxed(&s->parkseq);
-    atomic_xadd(waiters, 1u); /* before it can be found, so that the count is never below zero */
-    if (atomic_cas(&s->state, PD_WAIT, parked(gp, seq)))
+    uint32_t seq = atomic_load_relaxed(&gp->parkseq) & ~1u; /* as park_begin left it; a signal may have claimed it */
+    if (atomic_cas(&s->state, PD_WAIT, parked(gp)))
         return true;
-    atomic_xadd(waiters, (uint32_t)-1);
     /* An edge, a deadline or a close came in between: do not park, unless a signal has claimed the wake-up already. */
     return !park_claim(gp, seq);
 }
@@ -203,20 +240,21 @@ netpoll_wait(PollDesc *pd, PollMode mode)
     code = check(pd, mode);
     int wake = GMP_OK;
     if (code == GMP_OK) {
+        uint32_t *waiters = &pollers[pd->set->set].waiters;
+        netpoll_backend_arm(pd, mode);
+        atomic_xadd(waiters, 1u);
         G *gp = getg();
         gp->wakecode = GMP_OK;
-        atomic_store_relaxed(&s->parkseq, park_begin(gp)); /* nobody reads it while the state is WAIT */
+        park_begin(gp);
         wake = gopark(poll_commit, s, mode == POLL_READ ? WAIT_IO_READ : WAIT_IO_WRITE);
+        atomic_xadd(waiters, (uint32_t)-1);
     }
     uintptr_t old = atomic_xchg(&s->state, (uintptr_t)0);
-    if (old > PD_WAIT)
-        atomic_xadd(WAITERS(pd), (uint32_t)-1); /* interrupted: nobody took this goroutine off */
     if (old == PD_READY)
         return GMP_OK;
     if (wake != GMP_OK)
         return wake;
-    code = check(pd, mode);
-    return code; /* GMP_OK: a wake-up for a deadline that was moved meanwhile; the caller tries and waits again */
+    return check(pd, mode); /* GMP_OK: a wake-up for a deadline that was moved meanwhile, say */
 }
 
 void
@@ -240,20 +278,36 @@ netpoll_evict(PollDesc *pd)
             goready(wake[m]);
 }
 
-void
-netpoll_forget(PollDesc *pd)
+static bool
+unregister(PollDesc *pd)
 {
-    GMP_CHECK(pd->closing);
-    if (pd->fd >= 0)
-        netpoll_backend_close(pd->set->set, pd->fd);
+    GMP_CHECK(atomic_load(&pd->closing));
+    if (pd->fd < 0)
+        return false;
+    mutex_lock(&owners_lock);
+    PollDesc **owner = owner_of(pd->set->set, pd->fd);
+    bool ours = *owner == pd;
+    if (ours)
+        *owner = NULL;
+    atomic_store(&pd->cookie, pd->cookie + LIFE);
+    netpoll_backend_close(pd, ours);
     pd->fd = -1;
+    mutex_unlock(&owners_lock);
+    return ours;
 }
 
 void
+netpoll_forget(PollDesc *pd)
+{
+    (void)unregister(pd);
+}
+
+bool
 netpoll_close(PollDesc *pd)
 {
-    netpoll_forget(pd);
+    bool ours = unregister(pd);
     pdfree(pd);
+    return ours;
 }
 
 void
@@ -360,9 +414,9 @@ static __thread G *found, **found_tail;
 void
 netpoll_ready(uint64_t cookie, bool readable, bool writable, bool hup)
 {
-    PollDesc *pd = (PollDesc *)(uintptr_t)(cookie & UINT64_C(0xffffffffffff));
-    if ((atomic_load(&pd->tag) & 0xffff) != cookie >> 48)
-        return; /* of the last life */
+    PollDesc *pd = (PollDesc *)(uintptr_t)(cookie & ADDRESS);
+    if (atomic_load(&pd->cookie) != cookie)
+        return; /* of an earlier life */
     if (hup)
         atomic_store(&pd->hup, true);
     bool ready[2] = {readable, writable};
@@ -387,8 +441,10 @@ netpoll(Sched *set, int64_t delay, bool *disturbed)
     bool calm = netpoll_backend_poll(set->set, delay);
     if (disturbed != NULL)
         *disturbed = !calm;
-    if (delay != 0)
+    if (delay != 0) {
         atomic_store(&po->breaking, 0u);
+        atomic_fence(); /* pairs with netpoll_break: who found it set has changed before what the caller looks at now */
+    }
     atomic_store_relaxed(&po->lastpoll, nanotime());
     return found;
 }
@@ -405,9 +461,12 @@ void
 netpoll_afterfork_child(void)
 {
     netpoll_generation++;
-    init_lock = free_lock = (Mutex){0};
+    init_lock = free_lock = owners_lock = (Mutex){0};
     free_list = NULL; /* the parent's may be anywhere */
     for (int s = 0; s < SETS; s++) {
+        for (uint32_t i = 0; i < owners_used; i++)
+            if (owners[s][i] != NULL)
+                memset(owners[s][i], 0, OWNERS_CHUNK * sizeof *owners[s][i]);
         if (pollers[s].inited)
             netpoll_backend_afterfork_child(s);
         pollers[s] = (struct Poller){0};

@@ -4,7 +4,7 @@
  * writes worth a try; EPOLLPRI tells of urgent data, at which a read stops though more may follow; a closed descriptor leaves the
  * set by itself only with its last duplicate, so it is taken out first; regular files are refused with EPERM.
  */
-#ifdef __linux__
+#if defined(__linux__) && !defined(GMP_NETPOLL_KQUEUE)
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -28,9 +28,10 @@ netpoll_backend_init(int set)
     int breakfd = breakfds[set] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 0}; /* cookie 0: the break */
     if (epfd >= 0 && breakfd >= 0 && epoll_ctl(epfd, EPOLL_CTL_ADD, breakfd, &ev) == 0)
-        return GMP_OK;
+        return 0;
+    int err = errno;
     netpoll_backend_afterfork_child(set);
-    return GMP_EAGAIN;
+    return err;
 }
 
 /* The parent's epoll set is shared: leave it alone and make another one. */
@@ -45,17 +46,25 @@ netpoll_backend_afterfork_child(int set)
 }
 
 int
-netpoll_backend_open(int set, int fd, uint64_t cookie)
+netpoll_backend_open(PollDesc *pd, PollDesc *last)
 {
-    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data.u64 = cookie};
-    return epoll_ctl(epfds[set], EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : errno;
+    (void)last; /* the kernel knows: a closed descriptor has left the set */
+    struct epoll_event ev = {.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data.u64 = pd->cookie};
+    return epoll_ctl(epfds[pd->set->set], EPOLL_CTL_ADD, pd->fd, &ev) == 0 ? 0 : errno;
 }
 
 void
-netpoll_backend_close(int set, int fd)
+netpoll_backend_close(PollDesc *pd, bool ours)
 {
     struct epoll_event ev = {0};
-    (void)epoll_ctl(epfds[set], EPOLL_CTL_DEL, fd, &ev);
+    if (ours)
+        (void)epoll_ctl(epfds[pd->set->set], EPOLL_CTL_DEL, pd->fd, &ev);
+}
+
+void
+netpoll_backend_arm(PollDesc *pd, PollMode mode)
+{
+    (void)pd, (void)mode;
 }
 
 void
@@ -92,8 +101,11 @@ netpoll_backend_poll(int set, int64_t delay)
 {
     struct epoll_event events[EVENTS];
     int n = wait_for(set, events, delay);
-    if (n < 0)
-        return errno != EINTR;
+    if (n < 0) {
+        if (errno != EINTR)
+            gmp_throw("epoll_wait: error %d: has the program closed a descriptor that is not its own?", errno);
+        return false;
+    }
     for (int i = 0; i < n; i++) {
         uint32_t ev = events[i].events;
         if (events[i].data.u64 == 0) {

@@ -65,9 +65,10 @@ fd_finish(PyFD *self)
 {
     PollDesc *pd = self->pd;
     self->pd = NULL;
+    bool ours = true;
     if (self->generation == netpoll_generation)
-        netpoll_close(pd);
-    if (!self->keep)
+        ours = netpoll_close(pd);
+    if (!self->keep && ours)
         close(self->fd);
     self->fd = -1;
 }

@@ -414,7 +414,15 @@ gobuf_init(Gobuf *buf, void *top, void (*entry)(void *), void *arg)
     buf->tsan_fiber = __tsan_create_fiber(0);
     buf->tsan_owned = true;
 #endif
-#if defined(__x86_64__)
+#if defined(_WIN32)
+    memset(frame, 0, GOBUF_FRAME);
+    frame[20] = (uintptr_t)top & ~(uintptr_t)15; /* base of the stack; xmm6 to xmm15 lie below */
+    frame[21] = (uintptr_t)buf->lo;              /* limit: it is all there */
+    frame[22] = (uintptr_t)buf->lo;              /* where it was allocated */
+    frame[27] = (uintptr_t)arg;                  /* r12 */
+    frame[30] = (uintptr_t)entry;                /* rbx; rbp above it is 0 */
+    frame[32] = (uintptr_t)&gmp_trampoline;      /* return address */
+#elif defined(__x86_64__)
     frame[0] = 0;                          /* r15 */
     frame[1] = 0;                          /* r14 */
     frame[2] = 0;                          /* r13 */

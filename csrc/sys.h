@@ -1,6 +1,7 @@
-/* sys.h: what the core asks of the operating system.  sys_posix.c stands behind the clock, pages and threads, lock.c
- * behind Mutex and Note; lock.c sleeps and wakes through lock_futex.c (Linux) or lock_sema.c (the portable fallback,
- * chosen with -DGMP_LOCK_SEMA or where there is no futex).  The files above this one include no system header.
+/* sys.h: what the core asks of the operating system.  sys_posix.c or sys_windows.c stands behind the clock, pages and
+ * threads, lock.c behind Mutex and Note; lock.c sleeps and wakes through lock_futex.c (Linux), lock_windows.c or
+ * lock_sema.c (the portable fallback, chosen with -DGMP_LOCK_SEMA or where there is no futex).  The files above this one
+ * include no system header.
  *
  * Times are nanoseconds of the monotonic clock (nanotime).  A timeout is a duration: negative waits for ever, 0 tries.
  */
@@ -9,7 +10,7 @@
 
 #include "atomic.h"
 
-#if !defined(__linux__) && !defined(GMP_LOCK_SEMA)
+#if !defined(__linux__) && !defined(_WIN32) && !defined(GMP_LOCK_SEMA)
 #define GMP_LOCK_SEMA 1
 #endif
 
@@ -62,9 +63,13 @@ sys_realloc(void *p, size_t n)
     return sys_fault() ? NULL : realloc(p, n);
 }
 static inline void *
-sys_aligned_alloc(size_t align, size_t n) /* n: a multiple of align */
+sys_aligned_alloc(size_t align, size_t n) /* n: a multiple of align; never freed */
 {
+#if defined(_WIN32)
+    return sys_fault() ? NULL : _aligned_malloc(n, align);
+#else
     return sys_fault() ? NULL : aligned_alloc(align, n);
+#endif
 }
 #define sys_free(p) free(p)
 

@@ -1,4 +1,5 @@
-/* sys_posix.c: sys.h on Linux, macOS and the BSDs: clock, random numbers, pages, guards, threads. */
+/* sys_posix.c: sys.h on Linux, macOS and the BSDs: clock, pages, guards, threads. */
+#ifndef _WIN32
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -28,12 +29,6 @@
 #endif
 #define MADV_GUARD_INSTALL_ 102 /* Linux 6.13; older headers lack it */
 
-#if defined(__ELF__)
-#define TLS_FAST _Thread_local __attribute__((tls_model("initial-exec")))
-#else
-#define TLS_FAST _Thread_local
-#endif
-
 /* ---- clock ---- */
 
 int64_t
@@ -52,48 +47,6 @@ walltime(void)
 
     clock_gettime(CLOCK_REALTIME, &ts);
     return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* ---- random numbers: xorshift64*, a word per thread ---- */
-
-static uint64_t
-mix64(uint64_t z) /* splitmix64's finaliser: neighbouring seeds give unrelated states */
-{
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-static GMP_COLD uint64_t
-rand_seed(const void *where)
-{
-    static uint64_t threads; /* how many threads have asked */
-    uint64_t ordinal = atomic_xadd_relaxed(&threads, 1);
-    const char *env = getenv("GMP_SEED");
-    uint64_t seed;
-
-    if (env != NULL && *env != '\0')
-        seed = strtoull(env, NULL, 0);
-    else
-        seed = (uint64_t)nanotime() ^ mix64((uint64_t)getpid()) ^ (uint64_t)(uintptr_t)where << 20;
-    seed = mix64(seed + (ordinal + 1) * UINT64_C(0x9e3779b97f4a7c15));
-    return seed != 0 ? seed : 1; /* zero is xorshift's fixed point */
-}
-
-/* Not inlined: the address of a TLS word must not be kept across a switch. */
-GMP_NOINLINE uint32_t
-cheaprand(void)
-{
-    static TLS_FAST uint64_t state;
-    uint64_t x = state;
-
-    if (GMP_UNLIKELY(x == 0))
-        x = rand_seed(&state);
-    x ^= x >> 12;
-    x ^= x << 25;
-    x ^= x >> 27;
-    state = x;
-    return (uint32_t)((x * UINT64_C(0x2545f4914f6cdd1d)) >> 32);
 }
 
 /* ---- requests that fail ---- */
@@ -475,6 +428,7 @@ sys_at_thread_exit(void (*fn)(void *), void *arg)
     return GMP_OK;
 }
 
+#if defined(__linux__)
 static uint32_t frozen;
 
 static void
@@ -489,7 +443,6 @@ freeze_here(int sig)
 bool
 sys_thread_freeze(uint64_t tid)
 {
-#if defined(__linux__)
     struct sigaction sa = {.sa_handler = freeze_here};
     sigfillset(&sa.sa_mask);
     atomic_store(&frozen, 0u);
@@ -498,11 +451,15 @@ sys_thread_freeze(uint64_t tid)
     for (int i = 0; i < 100 && !atomic_load(&frozen); i++)
         sys_usleep(1000);
     return atomic_load(&frozen) != 0;
+}
 #else
+bool
+sys_thread_freeze(uint64_t tid)
+{
     (void)tid;
     return false;
-#endif
 }
+#endif
 
 static void
 on_interrupt(int sig)
@@ -610,3 +567,5 @@ sys_tls_blocks(bool (*fn)(void *arg, const void *object, void *block, size_t siz
     return false;
 #endif
 }
+
+#endif

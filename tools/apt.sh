@@ -1,6 +1,6 @@
 #!/bin/sh
-# apt.sh: install the Debian packages that a build needs and that are missing.  Does nothing where nothing is missing, on
-# other systems, and for other users than root.
+# apt.sh [windows]: install the Debian packages that a build needs and that are missing; with "windows" also the cross compiler and
+# Wine.  Does nothing where nothing is missing, on other systems, and for other users than root.
 set -u
 python=${PYTHON:-python3}
 need=""
@@ -12,6 +12,10 @@ headers='import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get
 "$python" -c "$headers" 2>/dev/null || need="$need python3-dev"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 pkg-config --exists "libnghttp2 >= 1.52" 2>/dev/null || need="$need pkg-config libnghttp2-dev"
+if [ "${1:-}" = windows ]; then
+    command -v x86_64-w64-mingw32-gcc >/dev/null || need="$need gcc-mingw-w64-x86-64-posix"
+    command -v wine >/dev/null || need="$need wine wine64"
+fi
 
 [ -n "$need" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -64,6 +64,8 @@ void test_check_prints(const char *file, int line, void (*fn)(void *), void *arg
 bool test_slow(void);
 /* Resident bytes of this process, or 0 where the system does not tell. */
 size_t test_rss(void);
+/* Lets the address space grow by so many bytes more (0: without limit), or skips the test where that cannot be arranged. */
+void test_limit_memory(size_t more);
 /* Starts a joinable thread that runs fn(arg); a test must not end while one of them is needed. */
 typedef struct TestThread TestThread;
 TestThread *test_thread(void (*fn)(void *), void *arg);

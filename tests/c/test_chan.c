@@ -508,7 +508,7 @@ many(size_t size, int producers, int consumers, long n)
     for (int i = 0; i < consumers; i++)
         go(consumer, producers == 1 ? &c : NULL);
     for (int i = 0; i < producers; i++)
-        go(producer, (void *)n);
+        go(producer, (void *)(intptr_t)n);
     wait_done(producers);
     chanclose(&c);
     wait_done(consumers);
@@ -643,8 +643,8 @@ TEST_P(select_both_directions_of_one_channel)
     make(&c, 0);
     CHECK_EQ(selectgo(cases, 2, MS, &ok), GMP_ETIMEDOUT);
     nobody_waits(&c);
-    go(both_ways, (void *)n);
-    go(both_ways, (void *)n); /* each step of the one is a step of the other */
+    go(both_ways, (void *)(intptr_t)n);
+    go(both_ways, (void *)(intptr_t)n); /* each step of the one is a step of the other */
     wait_done(2);
     CHECK_EQ(sent, received);
     CHECK_EQ(counter, 2 * n);
@@ -758,9 +758,9 @@ TEST_P(chan_between_threads_and_goroutines)
     make(&c, 1);
     for (int i = 0; i < 2; i++) {
         t[i] = test_thread(thread_receives, NULL);
-        t[2 + i] = test_thread(thread_sends, (void *)n);
+        t[2 + i] = test_thread(thread_sends, (void *)(intptr_t)n);
         go(consumer, NULL);
-        go(producer, (void *)n);
+        go(producer, (void *)(intptr_t)n);
     }
     wait_done(4);
     test_join(t[2]);

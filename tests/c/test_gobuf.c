@@ -4,8 +4,9 @@
 #endif
 #include "test.h"
 
+#ifndef _WIN32
 #include <pthread.h>
-#include <sys/wait.h>
+#endif
 
 #include "stack.h"
 
@@ -57,13 +58,31 @@ TEST(switch_ping_pong)
 static void *got_arg;
 static uintptr_t got_sp;
 
+#if defined(_WIN32)
+#define HOME 32 /* a function's caller leaves it so much above the return address */
+#else
+#define HOME 0
+#endif
+
+/* How this system's assembler writes a hidden function. */
+#if defined(__APPLE__)
+#define NAME(x) "_" x
+#define FUNCTION(x) ".text\n.globl _" x "\n.private_extern _" x "\n_" x ":\n"
+#elif defined(_WIN32)
+#define NAME(x) x
+#define FUNCTION(x) ".text\n.globl " x "\n" x ":\n"
+#else
+#define NAME(x) x
+#define FUNCTION(x) ".text\n.globl " x "\n.hidden " x "\n" x ":\n"
+#endif
+
 /* Takes the stack pointer as the ABI promises it at a function's entry. */
-#if defined(__x86_64__)
-__asm__(".text\n.globl gobuf_test_entry\n.hidden gobuf_test_entry\ngobuf_test_entry:\n"
-        "  lea 8(%rsp), %rsi\n  jmp gobuf_test_entry_c\n");
+#if defined(_WIN32)
+__asm__(FUNCTION("gobuf_test_entry") "  lea 8(%rsp), %rdx\n  jmp gobuf_test_entry_c\n");
+#elif defined(__x86_64__)
+__asm__(FUNCTION("gobuf_test_entry") "  lea 8(%rsp), %rsi\n  jmp " NAME("gobuf_test_entry_c") "\n");
 #elif defined(__aarch64__)
-__asm__(".text\n.globl gobuf_test_entry\n.hidden gobuf_test_entry\ngobuf_test_entry:\n"
-        "  hint #34\n  mov x1, sp\n  b gobuf_test_entry_c\n");
+__asm__(FUNCTION("gobuf_test_entry") "  hint #34\n  mov x1, sp\n  b " NAME("gobuf_test_entry_c") "\n");
 #endif
 GMP_HIDDEN void gobuf_test_entry(void *arg);
 GMP_HIDDEN void gobuf_test_entry_c(void *arg, uintptr_t sp);
@@ -92,7 +111,7 @@ TEST(entry_gets_argument_and_aligned_stack)
         gobuf_switch(&main_buf, &buf_a, false);
         CHECK(got_arg == &x);
         CHECK_EQ(got_sp % 16, 0);
-        CHECK(got_sp <= (uintptr_t)top && got_sp > (uintptr_t)top - 16); /* all of the stack is there to use */
+        CHECK(got_sp <= (uintptr_t)top && got_sp > (uintptr_t)top - 16 - HOME); /* all of the stack is there to use */
         stack_free(STACK_256K, lo);
     }
 }
@@ -102,20 +121,45 @@ TEST(entry_gets_argument_and_aligned_stack)
 /* gobuf_test_regs(save_sp, to_sp, values, out): loads every callee-saved register from values, switches, stores what
  * they hold after coming back in out, and restores the caller's.  N_REGS words. */
 GMP_HIDDEN void gobuf_test_regs(void **save_sp, void *to_sp, const uint64_t *values, uint64_t *out);
-#if defined(__x86_64__)
+#if defined(_WIN32)
+#define N_REGS 28 /* the last 20 are xmm6 to xmm15 */
+#define XMM(n, at, from, to) "  movups " from(#n, #at) ", " to(#n, #at) "\n"
+#define REG(n, at) "%xmm" n
+#define MEM(n, at) at "(%r8)"
+#define EACH_XMM(from, to)                                                                                             \
+    XMM(6, 64, from, to)                                                                                               \
+    XMM(7, 80, from, to)                                                                                               \
+    XMM(8, 96, from, to)                                                                                               \
+    XMM(9, 112, from, to)                                                                                              \
+    XMM(10, 128, from, to)                                                                                             \
+    XMM(11, 144, from, to)                                                                                             \
+    XMM(12, 160, from, to) XMM(13, 176, from, to) XMM(14, 192, from, to) XMM(15, 208, from, to)
+#define SPILL(n, at) at "(%rsp)"
+__asm__(FUNCTION("gobuf_test_regs")
+        "  push %rbp\n  push %rbx\n  push %rdi\n  push %rsi\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n  push %r9\n"
+        "  sub $224, %rsp\n" EACH_XMM(REG, SPILL)
+        "  mov (%r8), %rbp\n  mov 8(%r8), %rbx\n  mov 16(%r8), %r12\n  mov 24(%r8), %r13\n  mov 32(%r8), %r14\n"
+        "  mov 40(%r8), %r15\n  mov 48(%r8), %rdi\n  mov 56(%r8), %rsi\n" EACH_XMM(MEM, REG)
+        "  call gmp_switch\n"
+        "  mov 224(%rsp), %r8\n"
+        "  mov %rbp, (%r8)\n  mov %rbx, 8(%r8)\n  mov %r12, 16(%r8)\n  mov %r13, 24(%r8)\n  mov %r14, 32(%r8)\n"
+        "  mov %r15, 40(%r8)\n  mov %rdi, 48(%r8)\n  mov %rsi, 56(%r8)\n" EACH_XMM(REG, MEM) EACH_XMM(SPILL, REG)
+        "  add $232, %rsp\n"
+        "  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rsi\n  pop %rdi\n  pop %rbx\n  pop %rbp\n  ret\n");
+#elif defined(__x86_64__)
 #define N_REGS 6
-__asm__(".text\n.globl gobuf_test_regs\n.hidden gobuf_test_regs\ngobuf_test_regs:\n"
+__asm__(FUNCTION("gobuf_test_regs")
         "  push %rbp\n  push %rbx\n  push %r12\n  push %r13\n  push %r14\n  push %r15\n  push %rcx\n"
         "  mov (%rdx), %rbp\n  mov 8(%rdx), %rbx\n  mov 16(%rdx), %r12\n"
         "  mov 24(%rdx), %r13\n  mov 32(%rdx), %r14\n  mov 40(%rdx), %r15\n"
-        "  call gmp_switch\n"
+        "  call " NAME("gmp_switch") "\n"
         "  pop %rcx\n"
         "  mov %rbp, (%rcx)\n  mov %rbx, 8(%rcx)\n  mov %r12, 16(%rcx)\n"
         "  mov %r13, 24(%rcx)\n  mov %r14, 32(%rcx)\n  mov %r15, 40(%rcx)\n"
         "  pop %r15\n  pop %r14\n  pop %r13\n  pop %r12\n  pop %rbx\n  pop %rbp\n  ret\n");
 #elif defined(__aarch64__)
 #define N_REGS 19
-__asm__(".text\n.globl gobuf_test_regs\n.hidden gobuf_test_regs\ngobuf_test_regs:\n"
+__asm__(FUNCTION("gobuf_test_regs")
         "  hint #34\n"
         "  sub sp, sp, #176\n"
         "  stp x19, x20, [sp, #0]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n  stp x25, x26, [sp, #48]\n"
@@ -124,7 +168,7 @@ __asm__(".text\n.globl gobuf_test_regs\n.hidden gobuf_test_regs\ngobuf_test_regs
         "  ldp x19, x20, [x2, #0]\n  ldp x21, x22, [x2, #16]\n  ldp x23, x24, [x2, #32]\n  ldp x25, x26, [x2, #48]\n"
         "  ldp x27, x28, [x2, #64]\n  ldr x29, [x2, #80]\n  ldp d8, d9, [x2, #88]\n  ldp d10, d11, [x2, #104]\n"
         "  ldp d12, d13, [x2, #120]\n  ldp d14, d15, [x2, #136]\n"
-        "  bl gmp_switch\n"
+        "  bl " NAME("gmp_switch") "\n"
         "  ldr x3, [sp, #160]\n"
         "  stp x19, x20, [x3, #0]\n  stp x21, x22, [x3, #16]\n  stp x23, x24, [x3, #32]\n  stp x25, x26, [x3, #48]\n"
         "  stp x27, x28, [x3, #64]\n  str x29, [x3, #80]\n  stp d8, d9, [x3, #88]\n  stp d10, d11, [x3, #104]\n"
@@ -318,6 +362,7 @@ TEST(context_continues_on_another_thread)
     CHECK_EQ(turns, 600);
 }
 
+#ifndef _WIN32 /* its threads end without unwinding */
 static int cleaned;
 
 static void
@@ -356,6 +401,7 @@ TEST(pthread_exit_on_a_context)
     test_join(test_thread(exit_on_context, NULL));
     CHECK_EQ(cleaned, 1);
 }
+#endif
 
 #if defined(__GLIBC__)
 #include <execinfo.h>

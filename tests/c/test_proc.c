@@ -6,10 +6,7 @@
 #include "native.h"
 #include "proc.h"
 
-#include <pthread.h>
 #include <stdio.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 static long counter; /* atomic */
 
@@ -556,12 +553,12 @@ TEST_P(proc_ready_from_a_foreign_thread)
 static void
 thread_parks(void *arg)
 {
-    pthread_t self = pthread_self();
+    uint64_t self = sys_thread_id();
 
     native_adopt();
     for (long i = 0; i < rounds; i++) {
         gopark(publish, arg, WAIT_JOIN);
-        CHECK(pthread_equal(self, pthread_self()));
+        CHECK_EQ(self, sys_thread_id());
         CHECK(getg()->lockedm == getm());
     }
     native_disown();
@@ -661,12 +658,12 @@ keep_a_pool_thread(void *arg)
 TEST_P(proc_thread_is_handed_the_p)
 {
     for (int round = 0; round < 20; round++) {
-        pthread_t self = pthread_self();
+        uint64_t self = sys_thread_id();
         rounds = 50;
         go(keep_a_pool_thread, NULL);
         for (long i = 0; i < rounds; i++) {
             gopark(publish, &slots[0], WAIT_JOIN);
-            CHECK(pthread_equal(self, pthread_self()));
+            CHECK_EQ(self, sys_thread_id());
         }
         wait_done(1);
     }
@@ -832,21 +829,6 @@ TEST_P(proc_threads_are_reused)
 /* ---- the end of memory ---- */
 
 static void
-limit_memory(size_t more)
-{
-    struct rlimit rl;
-    unsigned long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-
-    if (f == NULL || fscanf(f, "%lu", &pages) != 1)
-        SKIP("no /proc/self/statm");
-    fclose(f);
-    getrlimit(RLIMIT_AS, &rl);
-    rl.rlim_cur = more != 0 ? pages * (size_t)sysconf(_SC_PAGESIZE) + more : RLIM_INFINITY;
-    CHECK_EQ(setrlimit(RLIMIT_AS, &rl), 0);
-}
-
-static void
 no_emulator(void)
 {
     if (test_slow())
@@ -904,7 +886,7 @@ TEST_P(proc_refused_memory_loses_nothing)
     no_emulator();
     go(count, NULL);
     wait_done(1);
-    limit_memory((size_t)100 << 20);
+    test_limit_memory((size_t)100 << 20);
     while (n < MOST && newproc(NATIVE, entry_park, fill_arg, &parked[n]) != 0)
         n++;
     LOG("%ld goroutines\n", n);
@@ -920,7 +902,7 @@ TEST_P(proc_refused_memory_loses_nothing)
     for (long i = 0; i < n / 2; i++) /* from the dead */
         go(count, NULL);
     wait_done(n / 2);
-    limit_memory(0);
+    test_limit_memory(0);
     for (long i = 0; i < n + 100; i++)
         go(count, NULL);
     wait_done(n + 100);
@@ -933,14 +915,14 @@ TEST_P(proc_refused_threads_lose_nothing)
     no_emulator();
     go(count, NULL);
     wait_done(1);
-    limit_memory((size_t)1 << 20); /* less than a thread's stack */
+    test_limit_memory((size_t)1 << 20); /* less than a thread's stack */
     for (int i = 0; i < 500; i++)
         go(count, NULL);
     wait_done(500);
     for (int i = 0; i < 4; i++)
         go(block, (void *)(intptr_t)5000);
     wait_done(4);
-    limit_memory(0);
+    test_limit_memory(0);
     for (int i = 0; i < 500; i++)
         go(count, NULL);
     wait_done(500);

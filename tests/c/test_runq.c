@@ -15,7 +15,7 @@ queues(uint32_t np)
 {
     sched->np = np;
     for (uint32_t i = 0; i < np; i++) {
-        P *pp = aligned_alloc(GMP_CACHELINE, sizeof(P));
+        P *pp = sys_aligned_alloc(GMP_CACHELINE, sizeof(P));
         CHECK(pp != NULL);
         memset(pp, 0, sizeof(*pp));
         pp->id = i;

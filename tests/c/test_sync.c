@@ -52,7 +52,7 @@ TEST_P(gmutex_excludes)
     long n = test_slow() ? 200 : 5000;
 
     for (int i = 0; i < 10; i++)
-        go(count_up, (void *)n);
+        go(count_up, (void *)(intptr_t)n);
     wait_done(10);
     CHECK_EQ(counter, 10 * n);
     unlocked(&mu);
@@ -73,8 +73,8 @@ TEST_P(gmutex_excludes_threads_too)
     TestThread *t[3];
 
     for (int i = 0; i < 3; i++) {
-        t[i] = test_thread(thread_counts_up, (void *)n);
-        go(count_up, (void *)n);
+        t[i] = test_thread(thread_counts_up, (void *)(intptr_t)n);
+        go(count_up, (void *)(intptr_t)n);
     }
     wait_done(6);
     for (int i = 0; i < 3; i++)

@@ -673,7 +673,7 @@ mc_note_sleep(Note *n, int64_t timeout)
     mc->cur->at = "note_sleep";
     mc->cur->line = 0;
     if (timeout == 0) {
-        point("note_sleep", 0, false);
+        point("note_sleep", 0, true); /* who looks again and again waits for somebody's progress */
         if (n->key != 1)
             return false;
     }

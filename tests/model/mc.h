@@ -68,6 +68,13 @@ void mc_yield(const char *fn, int line); /* the thread waits for another's progr
 /* ---- the system: stands in for sys_posix.c, and for lock.c unless the model includes that ---- */
 #define gmp_throw mc_throw
 GMP_NORETURN void mc_throw(const char *fmt, ...) GMP_PRINTF(1, 2);
+void *mc_alloc(size_t size);
+void *mc_realloc(void *p, size_t size);
+#define malloc mc_alloc
+#define calloc(n, size) mc_alloc((n) * (size))
+#define aligned_alloc(align, size) ((void)(align), mc_alloc(size))
+#define realloc mc_realloc
+#define free(p) ((void)(p))
 #ifndef MC_REAL_LOCKS
 #define mutex_lock unused_mutex_lock
 #define mutex_trylock unused_mutex_trylock
@@ -79,11 +86,13 @@ GMP_NORETURN void mc_throw(const char *fmt, ...) GMP_PRINTF(1, 2);
 #undef mutex_trylock
 #undef mutex_unlock
 #define mutex_lock(mu) mc_mutex_lock(mu, __func__, __LINE__)
+#define mutex_trylock(mu) ((void)(mu), false) /* only dumps use it */
 #define mutex_unlock(mu) mc_mutex_unlock(mu, __func__, __LINE__)
 #define note_clear mc_note_clear
 #define note_wakeup mc_note_wakeup
 #define note_sleep mc_note_sleep
-#define note_sleep_intr(n, timeout, awake, arg) ((void)(awake), (void)(arg), mc_note_sleep(n, timeout))
+#define note_sleep_intr(n, timeout, word, awake, arg)                                                                  \
+    ((void)(word), (void)(awake), (void)(arg), mc_note_sleep(n, timeout))
 #endif
 void mc_mutex_lock(Mutex *mu, const char *fn, int line);
 void mc_mutex_unlock(Mutex *mu, const char *fn, int line);
@@ -95,9 +104,8 @@ void mc_futexwakeup(uint32_t *addr);
 void mc_nap(int64_t ns);
 int64_t mc_nanotime(void);
 int mc_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals);
-void *mc_alloc(size_t size);
-void *mc_realloc(void *p, size_t size);
 #define futexsleep mc_futexsleep
+#define futexsleep2(addr, val, addr2, val2, timeout) ((void)(addr2), (void)(val2), mc_futexsleep(addr, val, timeout))
 #define futexwakeup mc_futexwakeup
 #define nanotime mc_nanotime
 #define cheaprand() 0u
@@ -107,11 +115,6 @@ void *mc_realloc(void *p, size_t size);
 #define sys_usleep(us) mc_nap((us) * 1000)
 #define sys_sigstack_install() NULL
 #define sys_sigstack_free(p) ((void)(p))
-#define malloc mc_alloc
-#define calloc(n, size) mc_alloc((n) * (size))
-#define aligned_alloc(align, size) mc_alloc(size)
-#define realloc mc_realloc
-#define free(p) ((void)(p))
 /* Thread names and warnings are of no interest, and take more stack than a fibre has. */
 static inline int
 mc_unprinted(const void *first, ...)

@@ -80,3 +80,28 @@ MODEL(idle_local_wake_as_the_other_goes_idle, "2/0 2/1", "1/0")
     start_sched(2);
     mc_thread("outside", start_two, starts_and_blocks);
 }
+
+/* ---- readied by timers: not next, but at the tail of the queue, which is a store and a fence instead of an exchange ---- */
+
+static void
+sleeps_then_blocks(void *arg)
+{
+    (void)arg;
+    gosleep(1000);
+    block(is_set, &flag);
+}
+
+static void
+sleeps_then_sets(void *arg)
+{
+    (void)arg;
+    gosleep(1000);
+    flag = 1;
+}
+
+MODEL(idle_woken_by_timers, "1/0 1/2", "0/0")
+{
+    start_sched(2);
+    go(sleeps_then_blocks, NULL);
+    go(sleeps_then_sets, NULL);
+}

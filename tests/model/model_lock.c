@@ -164,7 +164,7 @@ static void
 disturbed_sleeper(void *arg)
 {
     (void)arg;
-    MC_CHECK(note_sleep_intr(&note, -1, handler, NULL));
+    MC_CHECK(note_sleep_intr(&note, -1, NULL, handler, NULL));
 }
 
 static void
