@@ -31,7 +31,7 @@ import pytest
 
 LIMIT = 60.0
 SLOWDOWN = float(os.environ.get("GMP_TEST_SLOWDOWN", "0") or 0) or (5.0 if os.environ.get("GMP_SANITIZE") else 1.0)
-MAX_THREADS = 200  # that a test may leave the runtime with: the most that ran at once in any test, with room
+MAX_THREADS = 600  # that a test may leave the runtime with: the most that ran at once in any test, with room
 BUDGET = float(os.environ.get("GMP_TEST_BUDGET", "0") or 0)
 
 
