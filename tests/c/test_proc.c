@@ -1150,10 +1150,10 @@ TEST_P(proc_interrupts_are_not_lost)
             code = selectgo(cases, 2, -1, &ok);
             break;
         case 2:
-            code = gosleep(SEC);
+            code = gosleep(60 * SEC);
             break;
         case 3:
-            code = chansend(&c, &x, SEC);
+            code = chansend(&c, &x, 60 * SEC);
             break;
         }
         CHECK_EQ(code, GMP_EINTR);
@@ -1174,7 +1174,7 @@ interrupted_goroutine(void *arg)
     atomic_store(&main_g, getg());
     go(*(void (**)(void *))arg, NULL);
     for (long i = 0; i < rounds; i++) {
-        CHECK_EQ(gosleep(SEC), GMP_EINTR);
+        CHECK_EQ(gosleep(60 * SEC), GMP_EINTR);
         CHECK_EQ(main_g->timer.index, 0);
     }
     main_g->interruptible = false;
