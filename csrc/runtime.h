@@ -206,7 +206,9 @@ prefetch_g(const Class *cls, G *gp)
 #endif
 #define P_RUNNING ((uintptr_t)1)
 #define HANDOVERS 16 /* so many: see ready_local */
+#ifndef GFREE_MAX /* tests/model makes it small, and MAX_PROCS */
 #define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
+#endif
 typedef struct GFree {
     uint32_t n;
     G *g[GFREE_MAX];
@@ -302,7 +304,9 @@ typedef struct GStack {
     uint32_t n;    /* atomic for readers without the lock */
 } GStack;
 
+#ifndef MAX_PROCS
 #define MAX_PROCS 256
+#endif
 #define MAX_THREADS 10000
 
 enum { SET_PYTHON, SET_NATIVE, SETS };

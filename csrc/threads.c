@@ -758,8 +758,10 @@ findrunnable(M *mp)
         pidleput(sched, pp);
         mutex_unlock(&sched->lock);
         stop_spinning(mp);
-        if (work_left(sched))
-            continue; /* takes an idle P again, if there is one */
+        if (work_left(sched)) {
+            cpu_relax(); /* someone may be about to start an M for it, and be counted as spinning until then */
+            continue;    /* takes an idle P again, if there is one */
+        }
         stopm(mp);
     }
 }

@@ -68,6 +68,13 @@ void mc_yield(const char *fn, int line); /* the thread waits for another's progr
 /* ---- the system: stands in for sys_posix.c, and for lock.c unless the model includes that ---- */
 #define gmp_throw mc_throw
 GMP_NORETURN void mc_throw(const char *fmt, ...) GMP_PRINTF(1, 2);
+void *mc_alloc(size_t size);
+void *mc_realloc(void *p, size_t size);
+#define malloc mc_alloc
+#define calloc(n, size) mc_alloc((n) * (size))
+#define aligned_alloc(align, size) ((void)(align), mc_alloc(size))
+#define realloc mc_realloc
+#define free(p) ((void)(p))
 #ifndef MC_REAL_LOCKS
 #define mutex_lock unused_mutex_lock
 #define mutex_trylock unused_mutex_trylock
@@ -95,8 +102,6 @@ void mc_futexwakeup(uint32_t *addr);
 void mc_nap(int64_t ns);
 int64_t mc_nanotime(void);
 int mc_thread_start(void (*fn)(void *), void *arg, const char *name, bool signals);
-void *mc_alloc(size_t size);
-void *mc_realloc(void *p, size_t size);
 #define futexsleep mc_futexsleep
 #define futexwakeup mc_futexwakeup
 #define nanotime mc_nanotime
@@ -107,11 +112,6 @@ void *mc_realloc(void *p, size_t size);
 #define sys_usleep(us) mc_nap((us) * 1000)
 #define sys_sigstack_install() NULL
 #define sys_sigstack_free(p) ((void)(p))
-#define malloc mc_alloc
-#define calloc(n, size) mc_alloc((n) * (size))
-#define aligned_alloc(align, size) mc_alloc(size)
-#define realloc mc_realloc
-#define free(p) ((void)(p))
 /* Thread names and warnings are of no interest, and take more stack than a fibre has. */
 static inline int
 mc_unprinted(const void *first, ...)

@@ -80,3 +80,71 @@ MODEL(idle_local_wake_as_the_other_goes_idle, "2/0 2/1", "1/0")
     start_sched(2);
     mc_thread("outside", start_two, starts_and_blocks);
 }
+
+/* ---- readied by timers: not next, but at the tail of the queue, which is a store and a fence instead of an exchange ---- */
+
+static void
+sleeps_then_blocks(void *arg)
+{
+    (void)arg;
+    gosleep(1000);
+    block(is_set, &flag);
+}
+
+static void
+sleeps_then_sets(void *arg)
+{
+    (void)arg;
+    gosleep(1000);
+    flag = 1;
+}
+
+MODEL(idle_woken_by_timers, "2/0 2/2", "1/0")
+{
+    start_sched(2);
+    go(sleeps_then_blocks, NULL);
+    go(sleeps_then_sets, NULL);
+}
+
+/* ---- the number of Ps changes ---- */
+
+static void
+resizes(void *n)
+{
+    MC_CHECK(gomaxprocs(sched, (uint32_t)(uintptr_t)n) > 0);
+}
+
+static void
+spawns_and_yields(void *arg)
+{
+    (void)arg;
+    go(nothing, NULL);
+    gosched();
+    gosleep(1000);
+}
+
+static void
+all_done_with_all_ps(void)
+{
+    all_done();
+    for (uint32_t i = 0; i < nallp(sched); i++) {
+        P *pp = sched->allp[i];
+        MC_CHECK(runqempty(pp) && pp->timers.len == 0 && pp->owner == 0 && pp->idle == (i < sched->np));
+    }
+}
+
+MODEL(idle_fewer_ps, "2/0 1/1", "1/0")
+{
+    start_sched(2);
+    mc_at_end(all_done_with_all_ps);
+    go(spawns_and_yields, NULL);
+    mc_thread("resizer", resizes, (void *)1);
+}
+
+MODEL(idle_more_ps, "2/0 1/1", "1/0")
+{
+    start_sched(1);
+    mc_at_end(all_done_with_all_ps);
+    go(spawns_and_yields, NULL);
+    mc_thread("resizer", resizes, (void *)2);
+}

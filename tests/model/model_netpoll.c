@@ -12,6 +12,7 @@ static G *getg_of_thread(void);
 #include "netpoll.c"
 #undef getg
 
+Sched scheds[SETS];
 static G gs[4];
 static bool ready[4];
 static PollDesc *pd;
@@ -106,41 +107,44 @@ fires(void *arg)
 }
 
 int
-netpoll_backend_init(void)
+netpoll_backend_init(int set)
 {
+    (void)set;
     return GMP_OK;
 }
 
 void
-netpoll_backend_afterfork_child(void)
+netpoll_backend_afterfork_child(int set)
 {
+    (void)set;
 }
 
 int
-netpoll_backend_open(int fd, uint64_t c)
+netpoll_backend_open(int set, int fd, uint64_t c)
 {
-    (void)fd;
+    (void)set, (void)fd;
     cookie = c;
     return 0;
 }
 
 void
-netpoll_backend_close(int fd)
+netpoll_backend_close(int set, int fd)
 {
-    (void)fd;
+    (void)set, (void)fd;
 }
 
 void
-netpoll_backend_break(void)
+netpoll_backend_break(int set)
 {
+    (void)set;
 }
 
 static bool both_ways;
 
 bool
-netpoll_backend_poll(int64_t delay)
+netpoll_backend_poll(int set, int64_t delay)
 {
-    (void)delay;
+    (void)set, (void)delay;
     netpoll_ready(event_cookie[mc_self()], true, both_ways, false);
     return true;
 }
@@ -171,7 +175,7 @@ writes(void *arg)
     (void)arg;
     data++;
     event_cookie[mc_self()] = cookie;
-    for (G *list = netpoll(0, NULL), *gp; (gp = list) != NULL;) {
+    for (G *list = netpoll(&scheds[0], 0, NULL), *gp; (gp = list) != NULL;) {
         list = gp->link;
         goready(gp);
     }
@@ -181,18 +185,19 @@ static void
 open_one(void)
 {
     for (int i = 0; i < 4; i++) {
+        gs[i].set = &scheds[0];
         gs[i].parkseq = 1;
         gs[i].status = G_RUNNING;
     }
     mc_tls(&found);
     mc_tls(&found_tail);
-    MC_CHECK(netpoll_open(NULL, 3, &pd) == 0);
+    MC_CHECK(netpoll_open(&scheds[0], 3, &pd) == 0);
 }
 
 static void
 all_ended(void)
 {
-    MC_CHECK(waiters == 0);
+    MC_CHECK(pollers[0].waiters == 0);
     MC_CHECK(pd->lock.key == 0);
     MC_CHECK(pd->side[0].state <= PD_READY);
 }
@@ -366,7 +371,7 @@ late_event(void *arg)
 {
     (void)arg;
     event_cookie[mc_self()] = old_cookie;
-    for (G *list = netpoll(0, NULL), *gp; (gp = list) != NULL;) {
+    for (G *list = netpoll(&scheds[0], 0, NULL), *gp; (gp = list) != NULL;) {
         list = gp->link;
         goready(gp);
     }
@@ -380,7 +385,7 @@ reopens(void *arg)
     PollDesc *again;
 
     (void)arg;
-    MC_CHECK(netpoll_open(NULL, 4, &again) == 0 && again == pd);
+    MC_CHECK(netpoll_open(&scheds[0], 4, &again) == 0 && again == pd);
     opened = true;
     reads((void *)1);
 }

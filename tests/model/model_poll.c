@@ -29,11 +29,11 @@ static void
 all_done_and_none_waits(void)
 {
     all_done();
-    MC_CHECK(waiters == 0);
+    MC_CHECK(netpoll_waiters(sched) == 0);
     uint32_t polling = 0; /* one may still be at it, for nobody */
     for (M *mp = allm; mp != NULL; mp = mp->alllink)
         polling += mp->polling;
-    MC_CHECK(polled == polling && polling <= 1);
+    MC_CHECK(sched->polled == polling && polling <= 1);
 }
 
 static void

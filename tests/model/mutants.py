@@ -123,6 +123,20 @@ MUTANTS = [
         "if (true) /*",
         "runq",
     ),
+    (
+        "get: a sole consumer takes runnext without release",
+        "runq.c",
+        "            atomic_store_release(&pp->runnext, (G *)NULL); /* pairs with runqempty: see",
+        "            atomic_store_relaxed(&pp->runnext, (G *)NULL); /* pairs with runqempty: see",
+        "runq",
+    ),
+    (
+        "get: a sole consumer moves the head without release",
+        "runq.c",
+        "atomic_store_release(&pp->runqhead, h + 1); /* pairs with runqempty */",
+        "atomic_store_relaxed(&pp->runqhead, h + 1); /* pairs with runqempty */",
+        "runq",
+    ),
     # ---- lock.c ----
     (
         "lock: a waiter does not mark the mutex",
@@ -185,8 +199,8 @@ MUTANTS = [
     (
         "idle: no second look at the queues after the P was given up",
         "threads.c",
-        "if (work_left(sched))\n            continue; /*",
-        "if (false)\n            continue; /*",
+        "        if (work_left(sched)) {",
+        "        if (false) {",
         "idle",
     ),
     (
@@ -196,8 +210,7 @@ MUTANTS = [
         pidleput(sched, pp);
         mutex_unlock(&sched->lock);
         stop_spinning(mp);
-        if (work_left(sched))
-            continue; /*""",
+        if (work_left(sched)) {""",
         """        mutex_unlock(&sched->lock);
         bool left = work_left(sched);
         mutex_lock(&sched->lock);
@@ -205,27 +218,24 @@ MUTANTS = [
         pidleput(sched, pp);
         mutex_unlock(&sched->lock);
         stop_spinning(mp);
-        if (left)
-            continue; /*""",
+        if (left) {""",
         "idle",
     ),
     (
         "idle: an M stops spinning after its second look",
         "threads.c",
         """        stop_spinning(mp);
-        if (work_left(sched))
-            continue; /*""",
+        if (work_left(sched)) {""",
         """        bool left = work_left(sched);
         stop_spinning(mp);
-        if (left)
-            continue; /*""",
+        if (left) {""",
         "idle",
     ),
     (
         "ready: no fence between the queue and the look at npidle",
         "proc.c",
-        "    atomic_fence(); /* pairs with an M that goes idle",
-        "    /* pairs with an M that goes idle",
+        "        atomic_fence();\n    if (atomic_load(&sched->npidle) != 0)",
+        "        ;\n    if (atomic_load(&sched->npidle) != 0)",
         "idle",
     ),
     (
@@ -360,7 +370,7 @@ MUTANTS = [
     (
         "retake: the P is taken by a store although its M enters the scheduler",
         "sysmon.c",
-        "    if (!atomic_cas(&pp->owner, owner, (uintptr_t)0))\n        return false;",
+        "    if (!atomic_cas(&pp->owner, owner, (uintptr_t)0))\n        return did;",
         "    atomic_store(&pp->owner, (uintptr_t)0);",
         "sysmon",
     ),
@@ -388,7 +398,7 @@ MUTANTS = [
     (
         "rescue: the main goroutine never goes home",
         "threads.c",
-        "if (home != NULL && gp->interruptible && (home->idle || home == mp)) {",
+        "if (home != NULL && gp->interruptible && (home->idle || home == mp) && home->lockedg == NULL) {",
         "if (false) {",
         "sysmon",
     ),
@@ -403,8 +413,8 @@ MUTANTS = [
     (
         "poll: the number of a park that a signal has claimed is published",
         "netpoll.c",
-        "    uint32_t seq = atomic_load_relaxed(&s->parkseq);\n    atomic_xadd(&waiters, 1u);",
-        "    uint32_t seq = gp->parkseq;\n    atomic_store_relaxed(&s->parkseq, seq);\n    atomic_xadd(&waiters, 1u);",
+        "    uint32_t seq = atomic_load_relaxed(&s->parkseq);\n    atomic_xadd(waiters, 1u);",
+        "    uint32_t seq = gp->parkseq;\n    atomic_store_relaxed(&s->parkseq, seq);\n    atomic_xadd(waiters, 1u);",
         "netpoll",
     ),
     (
@@ -488,11 +498,11 @@ MUTANTS = [
         """    note_wakeup(&mp->park);
     /* stopm sets polling before it looks at the note for the last time. */
     if (atomic_load(&mp->polling))
-        netpoll_break();""",
+        netpoll_break(mp->set);""",
         """    bool polls = atomic_load(&mp->polling);
     note_wakeup(&mp->park);
     if (polls)
-        netpoll_break();""",
+        netpoll_break(mp->set);""",
         "poll",
     ),
     (
@@ -507,14 +517,14 @@ MUTANTS = [
     (
         "handoff: nobody polls for an idle P",
         "threads.c",
-        "    else if (netpoll_waiters() != 0 && !atomic_load(&polled))",
+        "    else if (netpoll_waiters(sched) != 0 && !atomic_load(&sched->polled))",
         "    else if (false)",
         "poll",
     ),
     (
         "timer: whoever sleeps is not told of an earlier one",
         "proc.c",
-        "    if (err == GMP_OK && atomic_load(&ts->next) == when)",
+        "    if (err == GMP_OK && atomic_load(&atomic_load_relaxed(&t->heap)->next) == when)",
         "    if (false)",
         "poll",
     ),

@@ -5,10 +5,14 @@
 
 #define SPIN_ROUNDS 1
 #define PD_CHUNK 1
+#define GFREE_MAX 4
+#define MAX_PROCS 4
 #include "mc.h"
 
+#include "gomaxprocs.c"
 #include "netpoll.c"
 #include "proc.c"
+#include "qstart.c"
 #include "runq.c"
 #include "sysmon.c"
 #include "threads.c"
@@ -118,7 +122,6 @@ start_sched(uint32_t np)
     started = 1; /* no sysmon */
     sched->runq.cap = 16;
     sched->runq.ring = mc_alloc(16 * sizeof(G *));
-    sched->gfree = mc_alloc(16 * sizeof(G *));
     MC_CHECK(schedinit(SET_NATIVE, &model_class, np) == GMP_OK);
     mc_at_end(all_done);
 }
@@ -130,35 +133,38 @@ static uint32_t nevents;
 static bool break_pending;
 
 int
-netpoll_backend_init(void)
+netpoll_backend_init(int set)
 {
+    (void)set;
     return GMP_OK;
 }
 
 void
-netpoll_backend_afterfork_child(void)
+netpoll_backend_afterfork_child(int set)
 {
+    (void)set;
 }
 
 static uint64_t last_cookie;
 
 int
-netpoll_backend_open(int fd, uint64_t cookie)
+netpoll_backend_open(int set, int fd, uint64_t cookie)
 {
-    (void)fd;
+    (void)set, (void)fd;
     last_cookie = cookie;
     return 0;
 }
 
 void
-netpoll_backend_close(int fd)
+netpoll_backend_close(int set, int fd)
 {
-    (void)fd;
+    (void)set, (void)fd;
 }
 
 void
-netpoll_backend_break(void)
+netpoll_backend_break(int set)
 {
+    (void)set;
     break_pending = true;
 }
 
@@ -170,8 +176,9 @@ something_to_poll(void *arg)
 }
 
 bool
-netpoll_backend_poll(int64_t delay)
+netpoll_backend_poll(int set, int64_t delay)
 {
+    (void)set;
     if (delay != 0)
         mc_timedwait(something_to_poll, NULL, delay);
     else
