@@ -8,7 +8,8 @@
  *      with another thread.  One execution is a list of choices; the next one repeats all but the last that has an
  *      alternative, and takes that: depth first, by replay, from the same initial memory.
  *   2. Bounded: at most `preempt` times in an execution is a thread interrupted that could have gone on.  A thread that
- *      sleeps, ends or yields is left for free.  The bound grows from 0, so the first failure found has the fewest.
+ *      sleeps, ends or yields is left for free.  The bound grows from 0, so the first failure found has the fewest.  Who waits
+ *      in a loop is left YIELDS times for whomever, then for who has waited longest, so that loops end.
  *   3. Pruned: a state (variables, arena, live stacks, who runs, what is left of the bounds) that was seen before is not
  *      explored again.  States are known by a 64-bit hash, as SPIN's hash compaction does: some 10^7 states against 2^64.
  *   4. When no thread can go on, the model's end check decides whether that is a deadlock.
@@ -42,6 +43,8 @@
 #define TLS_WORDS 4
 #define LOCS 160
 #define KEEP 4
+#define YIELDS 8 /* so often in an execution it is tried to leave a thread that yields for each other one */
+#define SPINS 3  /* so often a thread may go on that waits for others; then it gives way to who has waited longest */
 #define MAX_STEPS 20000
 #define MAX_DEPTH 4096
 #define ARENA ((size_t)64 << 10)
@@ -68,6 +71,8 @@ typedef struct Thread {
     int line;
     bool may_sleep; /* when all is over */
     bool relaxed;   /* has yielded, and looked at nothing since */
+    int spun;       /* yields since it was switched to */
+    long ran;       /* when it was left last */
 } Thread;
 
 typedef struct Slot {
@@ -94,12 +99,13 @@ typedef struct Choice {
 
 typedef struct Option {
     Thread *t;
-    bool timeout, costs;
+    bool timeout;
+    int preempt, yields; /* what it costs of the bounds */
 } Option;
 
 typedef struct Seen {
     uint64_t key;
-    uint8_t preempt, stale;
+    uint8_t preempt, stale, yields;
 } Seen;
 
 typedef enum Request { AT_CHOICE, AT_END, AT_FAILURE } Request;
@@ -111,7 +117,7 @@ typedef struct Mc {
     Request request;
     /* this execution */
     int nthreads, nslots, nlocs_used;
-    int preempt, stale; /* what is left of the bounds */
+    int preempt, stale, yields; /* what is left of the bounds */
     bool weak;
     long steps;
     int64_t clock;
@@ -485,25 +491,48 @@ allowed(void *p)
         mc_fail("%s in %s:%d: %p is not to be touched any more", mc->cur->name, mc->cur->at, mc->cur->line, p);
 }
 
+static bool
+times_out(Thread *t)
+{
+    return t->timed && t->state != RUN && t->state != DONE && !enabled(t);
+}
+
+/* Of the others, the one that has waited longest. */
+static Thread *
+longest_waiting(void)
+{
+    Thread *found = NULL;
+
+    for (Thread *t = mc->thread; t < mc->thread + mc->nthreads; t++)
+        if (t != mc->cur && (enabled(t) || times_out(t)) && (found == NULL || t->ran < found->ran))
+            found = t;
+    return found;
+}
+
 /* Who may go on: the current thread first, so that the first path of a search has no preemption. */
 static int
 options(Option *opt, bool yield)
 {
-    Thread *cur = mc->cur;
+    Thread *cur = mc->cur, *next;
     bool on = cur != NULL && enabled(cur), costs = on && !yield;
     int n = 0;
 
+    if (on && yield && (mc->yields == 0 || cur->spun > SPINS)) {
+        next = cur->spun > SPINS ? longest_waiting() : NULL;
+        opt[0] = (Option){next != NULL ? next : cur, next != NULL && !enabled(next), 0, 0};
+        return 1;
+    }
     if (on)
-        opt[n++] = (Option){cur, false, false};
+        opt[n++] = (Option){cur, false, 0, 0};
     if (!costs || mc->preempt > 0)
         for (Thread *t = mc->thread; t < mc->thread + mc->nthreads; t++)
             if (t != cur && enabled(t))
-                opt[n++] = (Option){t, false, costs};
+                opt[n++] = (Option){t, false, costs, on && yield};
     costs = n > 0;
     if (!costs || mc->preempt > 0)
         for (Thread *t = mc->thread; t < mc->thread + mc->nthreads; t++)
-            if (t->timed && t->state != RUN && t->state != DONE && !enabled(t))
-                opt[n++] = (Option){t, true, costs};
+            if (times_out(t))
+                opt[n++] = (Option){t, true, costs, 0};
     return n;
 }
 
@@ -512,20 +541,23 @@ enter(Option o, void **save)
 {
     Thread *old = mc->cur;
 
-    if (o.costs)
-        mc->preempt--;
+    mc->preempt -= o.preempt;
+    mc->yields -= o.yields;
     if (o.timeout) {
         o.t->timedout = true;
         if (mc->clock < o.t->deadline)
             mc->clock = o.t->deadline;
     }
     if (o.t != old) {
+        if (old != NULL)
+            old->ran = mc->steps;
         for (int i = 0; i < mc->ntls; i++) {
             if (old != NULL)
                 memcpy(&old->tls[i], mc->tls[i], sizeof(void *));
             memcpy(mc->tls[i], &o.t->tls[i], sizeof(void *));
         }
         mc->cur = o.t;
+        o.t->spun = 0;
     }
     if (save != &o.t->sp)
         gmp_switch(save, o.t->sp);
@@ -569,6 +601,7 @@ point(const char *fn, int line, bool yield)
     t->at = fn;
     t->line = line;
     t->relaxed = yield;
+    t->spun += yield;
     if (++mc->steps > MAX_STEPS)
         mc_fail("%s in %s:%d: no end after %d steps", t->name, fn, line, MAX_STEPS);
     schedule(yield);
@@ -950,7 +983,8 @@ state_hash(void)
         if (t == mc->cur) /* its words are in the variables */
             for (int i = 0; i < mc->ntls; i++)
                 memcpy(&t->tls[i], mc->tls[i], sizeof(void *));
-        hash_word((uint64_t)t->state << 8 | t->woken << 4 | t->timed << 2 | t->relaxed);
+        hash_word((uint64_t)t->state << 8 | t->woken << 4 | t->timed << 2 | t->relaxed << 1);
+        hash_word((uint64_t)t->spun);
         hash_word((uint64_t)(uintptr_t)t->addr);
         hash_word((uint64_t)t->deadline);
         hash_word((uint64_t)(uintptr_t)t->sp);
@@ -1022,15 +1056,16 @@ seen_before(uint64_t key)
         j = (j + 1) % mc->seencap;
     Seen *s = &mc->seen[j];
     if (s->key == 0) {
-        *s = (Seen){key, (uint8_t)mc->preempt, (uint8_t)mc->stale};
+        *s = (Seen){key, (uint8_t)mc->preempt, (uint8_t)mc->stale, (uint8_t)mc->yields};
         mc->nseen++;
         return false;
     }
-    if (s->preempt >= mc->preempt && s->stale >= mc->stale)
+    if (s->preempt >= mc->preempt && s->stale >= mc->stale && s->yields >= mc->yields)
         return true;
-    if (s->preempt <= mc->preempt && s->stale <= mc->stale) {
+    if (s->preempt <= mc->preempt && s->stale <= mc->stale && s->yields <= mc->yields) {
         s->preempt = (uint8_t)mc->preempt;
         s->stale = (uint8_t)mc->stale;
+        s->yields = (uint8_t)mc->yields;
     }
     return false;
 }
@@ -1056,6 +1091,7 @@ reset(int preempt, int stale)
     mc->used = 0;
     mc->preempt = preempt;
     mc->stale = stale;
+    mc->yields = YIELDS;
     mc->weak = stale > 0;
     mc->steps = 0;
     mc->clock = 1000000;

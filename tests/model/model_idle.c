@@ -99,9 +99,52 @@ sleeps_then_sets(void *arg)
     flag = 1;
 }
 
-MODEL(idle_woken_by_timers, "1/0 1/2", "0/0")
+MODEL(idle_woken_by_timers, "2/0 2/2", "1/0")
 {
     start_sched(2);
     go(sleeps_then_blocks, NULL);
     go(sleeps_then_sets, NULL);
+}
+
+/* ---- the number of Ps changes ---- */
+
+static void
+resizes(void *n)
+{
+    MC_CHECK(gomaxprocs(sched, (uint32_t)(uintptr_t)n) > 0);
+}
+
+static void
+spawns_and_yields(void *arg)
+{
+    (void)arg;
+    go(nothing, NULL);
+    gosched();
+    gosleep(1000);
+}
+
+static void
+all_done_with_all_ps(void)
+{
+    all_done();
+    for (uint32_t i = 0; i < nallp(sched); i++) {
+        P *pp = sched->allp[i];
+        MC_CHECK(runqempty(pp) && pp->timers.len == 0 && pp->owner == 0 && pp->idle == (i < sched->np));
+    }
+}
+
+MODEL(idle_fewer_ps, "2/0 1/1", "1/0")
+{
+    start_sched(2);
+    mc_at_end(all_done_with_all_ps);
+    go(spawns_and_yields, NULL);
+    mc_thread("resizer", resizes, (void *)1);
+}
+
+MODEL(idle_more_ps, "2/0 1/1", "1/0")
+{
+    start_sched(1);
+    mc_at_end(all_done_with_all_ps);
+    go(spawns_and_yields, NULL);
+    mc_thread("resizer", resizes, (void *)2);
 }

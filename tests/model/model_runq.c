@@ -298,7 +298,7 @@ MODEL(runq_never_looks_empty, "5/0 3/1", "3/0")
     watch(2);
 }
 
-MODEL(runq_never_looks_empty_alone, "5/0 3/1", "3/0") /* a set of one P takes without CAS */
+MODEL(runq_never_looks_empty_alone, "5/0 3/2", "3/0") /* a set of one P takes without CAS */
 {
     watch(1);
 }

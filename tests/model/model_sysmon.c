@@ -74,12 +74,19 @@ MODEL(sysmon_wakes_in_time, "3/0 2/1", "2/0")
     mc_thread("outside", outside, NULL);
 }
 
-/* Two are put to use at once: one of them wakes it. */
-MODEL(sysmon_is_woken_once, "2/0", "1/0")
+/* Two wake it at once, from under the locks of two sets. */
+static void
+wakes_sysmon(void *arg)
 {
-    with_sysmon(2);
-    mc_thread("outside1", short_work, (void *)1);
-    mc_thread("outside2", short_work, (void *)1);
+    (void)arg;
+    sysmon_wake();
+}
+
+MODEL(sysmon_is_woken_once, "4/0 2/1", "3/0")
+{
+    with_sysmon(1);
+    mc_thread("outside1", wakes_sysmon, NULL);
+    mc_thread("outside2", wakes_sysmon, NULL);
 }
 
 static void

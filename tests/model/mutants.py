@@ -123,6 +123,20 @@ MUTANTS = [
         "if (true) /*",
         "runq",
     ),
+    (
+        "get: a sole consumer takes runnext without release",
+        "runq.c",
+        "            atomic_store_release(&pp->runnext, (G *)NULL); /* pairs with runqempty: see",
+        "            atomic_store_relaxed(&pp->runnext, (G *)NULL); /* pairs with runqempty: see",
+        "runq",
+    ),
+    (
+        "get: a sole consumer moves the head without release",
+        "runq.c",
+        "atomic_store_release(&pp->runqhead, h + 1); /* pairs with runqempty */",
+        "atomic_store_relaxed(&pp->runqhead, h + 1); /* pairs with runqempty */",
+        "runq",
+    ),
     # ---- lock.c ----
     (
         "lock: a waiter does not mark the mutex",
