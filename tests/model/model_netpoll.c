@@ -277,6 +277,16 @@ MODEL(netpoll_deadline_in_the_past, "6/0 4/2", "4/1")
     mc_at_end(all_ended);
 }
 
+/* Nothing else ends the wait. */
+MODEL(netpoll_deadline_passes, "6/0 4/2", "4/1")
+{
+    open_one();
+    sets_deadline((void *)5000000);
+    mc_thread("reader", waits_once, (void *)(intptr_t)(1 << -GMP_ETIMEDOUT));
+    mc_thread("timer", fires, NULL);
+    mc_at_end(all_ended);
+}
+
 MODEL(netpoll_deadline_or_ready, "5/0 3/2", "3/1")
 {
     open_one();

@@ -404,10 +404,10 @@ MUTANTS = [
     ),
     # ---- netpoll.c, and polling Ms ----
     (
-        "poll: a goroutine that was interrupted and waits again is taken for itself",
+        "poll: a goroutine that was interrupted and waits again is not known by the number of its park",
         "netpoll.c",
-        "if ((seq >> 1 & 0xffff) != old >> 48 || (seq & 1) != 0 || !park_claim(gp, seq))",
-        "if ((seq & 1) != 0 || !park_claim(gp, seq))",
+        "return (uintptr_t)gp | (uintptr_t)(atomic_load_relaxed(&gp->parkseq) >> 1) << 48;",
+        "return (uintptr_t)gp;",
         "netpoll",
     ),
     (
