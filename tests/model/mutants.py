@@ -306,7 +306,7 @@ MUTANTS = [
     (
         "interrupt: does not wait until unlockf has returned",
         "proc.c",
-        "    while (atomic_load_acquire(&gp->lastm->committing) == gp) /*",
+        "    while (atomic_load_acquire(&mp->committing) == gp) /*",
         "    while (false) /*",
         "park",
     ),
@@ -384,8 +384,8 @@ MUTANTS = [
     (
         "sysmon: sleeps while the main goroutine waits for its thread",
         "sysmon.c",
-        "(atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s]))",
-        "atomic_load(&scheds[s].npidle) != np",
+        "(atomic_load(&scheds[s].npidle) != np || main_waits(&scheds[s]) ||",
+        "(atomic_load(&scheds[s].npidle) != np ||",
         "sysmon",
     ),
     (
