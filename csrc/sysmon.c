@@ -27,7 +27,9 @@
 #define RESCUE_DETACHED_NS (500 * 1000)
 #define POLL_NS (10 * 1000 * 1000)
 #define SIGNAL_POLL_NS (50 * 1000 * 1000)
+#ifndef LAST_LOOKS /* tests/model has none */
 #define LAST_LOOKS 2
+#endif
 #define MIN_DELAY_US 20
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_BUSY_US 500 /* while some goroutine is detached, but has nobody to yield to; and in fights */
@@ -162,7 +164,7 @@ static int64_t
 idle_sleep(uint32_t looks)
 {
     int64_t trace = schedtrace(nanotime());
-    int64_t signals = looks < LAST_LOOKS || main_kept() ? SIGNAL_POLL_NS : -1;
+    int64_t signals = (int)looks < LAST_LOOKS || main_kept() ? SIGNAL_POLL_NS : -1;
     return trace < 0 || (signals >= 0 && signals < trace) ? signals : trace;
 }
 

@@ -9,6 +9,7 @@
 #define MAX_PROCS 4
 #define OWNERS_CHUNK 8
 #define OWNERS_CHUNKS 1
+#define LAST_LOOKS 0
 #include "mc.h"
 
 #include "gomaxprocs.c"
