@@ -217,7 +217,7 @@ prefetch_g(const Class *cls, G *gp)
 #endif
 #define P_RUNNING ((uintptr_t)1)
 #define HANDOVERS 16 /* so many: see ready_local */
-#ifndef GFREE_MAX /* tests/model makes it small, and MAX_PROCS */
+#ifndef GFREE_MAX    /* tests/model makes it small, and MAX_PROCS */
 #define GFREE_MAX 64 /* dead goroutines of a class that a P keeps; beyond, half go to the set's list */
 #endif
 typedef struct GFree {
