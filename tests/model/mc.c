@@ -1199,12 +1199,10 @@ run(Model *m, int preempt, int stale, bool verbose)
     mc->executions = mc->states = 0;
     mc->nlocs = 0;
     memset(mc->index, 0, sizeof mc->index);
-    printf("%-38s ", m->name);
-    fflush(stdout);
     for (; ok && p <= preempt; p++)
         ok = explore(m, p, stale);
-    printf("%s  %d preemptions, %d old values: %llu interleavings, %llu states, %.1f s\n", ok ? "ok" : "FAILED", p - 1, stale,
-           (unsigned long long)mc->executions, (unsigned long long)mc->states, seconds() - start);
+    printf("%-38s %s  %d preemptions, %d old values: %llu interleavings, %llu states, %.1f s\n", m->name, ok ? "ok" : "FAILED",
+           p - 1, stale, (unsigned long long)mc->executions, (unsigned long long)mc->states, seconds() - start);
     if (!ok) {
         char failure[sizeof mc->failure];
         memcpy(failure, mc->failure, sizeof failure);

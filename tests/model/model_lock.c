@@ -80,6 +80,25 @@ MODEL(lock_is_freed_by_the_last, "4/0", "3/0")
         mc_thread(i == 0 ? "A" : i == 1 ? "B" : "C", leave, NULL);
 }
 
+/* ---- Spin ---- */
+
+static Spin spin;
+
+static void
+spinner(void *arg)
+{
+    (void)arg;
+    spin_lock(&spin);
+    critical();
+    spin_unlock(&spin);
+}
+
+MODEL(spin_three_threads, "3/0 2/2", "2/0")
+{
+    for (int i = 0; i < 3; i++)
+        mc_thread(i == 0 ? "A" : i == 1 ? "B" : "C", spinner, NULL);
+}
+
 /* ---- Note ---- */
 
 static void

@@ -195,6 +195,20 @@ MUTANTS = [
         "    if (atomic_load_relaxed(&n->key) == 1) /*",
         "lock",
     ),
+    (
+        "spin: without acquire",
+        "sys.h",
+        "if (GMP_UNLIKELY(!atomic_cas_acquire(&s->key, 0u, 1u)))",
+        "if (GMP_UNLIKELY(!atomic_cas_release(&s->key, 0u, 1u)))",
+        "lock",
+    ),
+    (
+        "spin: who waits takes it without looking",
+        "lock.c",
+        "if (atomic_load_relaxed(&s->key) == 0 && atomic_cas_acquire(&s->key, 0u, 1u))",
+        "if (atomic_load_relaxed(&s->key) == 0 && atomic_xchg(&s->key, 1u) < 2)",
+        "lock",
+    ),
     # ---- going idle: threads.c, proc.c ----
     (
         "idle: no second look at the queues after the P was given up",
@@ -540,7 +554,7 @@ def run(mutant: tuple[str, str, str, str, str], number: int) -> tuple[bool, str]
     if text.count(old) != 1:
         return False, f"stands {text.count(old)} times in {file}"
     (csrc / file).write_text(text.replace(old, new))
-    make = ["make", "-s", "-C", str(HERE), f"CSRC={csrc}", f"B={out}"]
+    make = ["make", "-s", "-C", str(HERE), f"CSRC={csrc}", f"B={out}", f"O={HERE / 'build'}", "OPT=-O1"]
     built = subprocess.run([*make, f"{out}/{model}"], capture_output=True, text=True)
     if built.returncode != 0:
         return False, "does not compile:\n" + built.stderr
