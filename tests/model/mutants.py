@@ -152,7 +152,13 @@ MUTANTS = [
         "    if (was == 2 && atomic_load(&mu->key) < 3)\n        futexwakeup(&mu->key);",
         "lock",
     ),
-    ("unlock: nobody is woken", "lock.c", "if (was == 2)\n        futexwakeup(&mu->key);", "if (was == 2)\n        ;", "lock"),
+    (
+        "unlock: nobody is woken",
+        "lock.c",
+        "if (was == 2)\n        futexwakeup(&mu->key);",
+        "if (was == 2)\n        ;",
+        "lock",
+    ),
     (
         "lock: without acquire",
         "sys.h",
@@ -546,7 +552,7 @@ MUTANTS = [
 
 
 def run(mutant: tuple[str, str, str, str, str], number: int) -> tuple[bool, str]:
-    name, file, old, new, model = mutant
+    _name, file, old, new, model = mutant
     csrc, out = BUILD / f"{number}" / "csrc", BUILD / f"{number}" / "build"
     shutil.rmtree(BUILD / f"{number}", ignore_errors=True)
     shutil.copytree(CSRC, csrc, ignore=shutil.ignore_patterns("build"))
