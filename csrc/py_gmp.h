@@ -83,6 +83,7 @@ int tstate_frames(PyThreadState *ts, PyPlace *out, int max, int *more);
 /* The first (after NULL) or next thread state that is no goroutine's and not the caller's; with the GIL. */
 PyThreadState *tstate_next_thread(PyThreadState *after);
 unsigned long tstate_ident(PyThreadState *ts); /* threading.get_ident() of its thread */
+bool tstate_halt_main_thread(void);            /* up to 3.13 */
 void tstate_forget(void); /* before the interpreter is finalised: take back what CPython would free */
 void tstate_fork_id(bool before);
 void tstate_afterfork_child(PyG *self);

@@ -1052,8 +1052,9 @@ py_stop(void)
 #if PY_VERSION_HEX < 0x030E0000
     /* It could not: a goroutine keeps the main thread.  Up to 3.13 the interpreter would end that thread as soon as it asks for
      * the GIL, by unwinding to the bottom of the main stack, which is in use here. */
-    if (py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm)
-        sys_thread_freeze(SCHED->mainm->tid);
+    if (py_main != NULL && getg() == &py_main->g && getm() != SCHED->mainm && !tstate_halt_main_thread())
+        sys_thread_freeze(
+            SCHED->mainm->tid); /* in a call; not while it waits for the GIL, which would keep what that is made of */
 #endif
     tstate_forget();
 }

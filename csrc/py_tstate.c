@@ -681,6 +681,44 @@ tstate_forget(void)
     }
 }
 
+#if PY_VERSION_HEX < 0x030E0000
+static uint32_t halted; /* atomic */
+
+/* A trace function: the thread that the main goroutine has left stops here for good, without the GIL. */
+static int
+halt_here(PyObject *obj, PyFrameObject *frame, int what, PyObject *arg)
+{
+    (void)obj, (void)frame, (void)what, (void)arg;
+    if (getm() != SCHED->mainm)
+        return 0;
+    atomic_store(&halted, 1u);
+    (void)PyEval_SaveThread();
+    for (;;)
+        sys_usleep(1000 * 1000);
+}
+
+/* Stops the goroutine that keeps the main thread, if it runs Python code.  Lets go of the GIL meanwhile. */
+bool
+tstate_halt_main_thread(void)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    PyG *pg = (PyG *)atomic_load(&SCHED->mainm->curg);
+    if (pg == NULL || pg->ts == NULL || _PyEval_SetTrace(pg->ts, halt_here, NULL) < 0)
+        return false;
+#else
+    PyEval_SetTraceAllThreads(halt_here, NULL);
+#endif
+    PyThreadState *ts = PyEval_SaveThread();
+    for (int i = 0; i < 50 && !atomic_load(&halted); i++)
+        sys_usleep(1000);
+    PyEval_RestoreThread(ts);
+#if PY_VERSION_HEX >= 0x030C0000
+    PyEval_SetTraceAllThreads(NULL, NULL);
+#endif
+    return atomic_load(&halted) != 0;
+}
+#endif
+
 /* os.fork relies on the id of the thread state that forks. */
 void
 tstate_fork_id(bool before)
