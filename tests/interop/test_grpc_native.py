@@ -978,7 +978,7 @@ def test_hundreds_of_goroutines_wait_for_calls():
             clients = [gmp.go(client, channel, i) for i in range(300)]
             until(lambda: server.stats()["running"] == 300, timeout=50)
             # grpcio starts a call in C, without the GIL: a goroutine keeps its thread for that moment.  Not for the wait.
-            assert gmp.runtime.stats()["threads"] < 150
+            until(lambda: gmp.runtime.stats()["threads"] - gmp.runtime.stats()["idle_threads"] < 100, timeout=50)
         finally:
             go_on.close()
         for goroutine in clients:
