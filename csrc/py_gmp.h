@@ -182,6 +182,7 @@ PyObject *py_timeout_arg(PyObject *const *args, Py_ssize_t nargs, PyObject *kwna
 typedef struct PyWait {
     int64_t timeout;  /* what is left, ns; negative for ever */
     int64_t deadline; /* 0: not yet known */
+    bool looked;      /* for signals, since all were asleep */
 } PyWait;
 /* Before a call that may park.  Adopts the thread.  0, or -1 with an exception. */
 int py_wait_begin(PyWait *w);

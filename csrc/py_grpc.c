@@ -73,6 +73,7 @@ static uint32_t generation;
 static PyObject *run_call_fn, *run_callbacks_fn;
 static PyObject *status_codes;  /* {grpc.StatusCode: int} */
 static PyObject *metadatum;     /* metadatum(key, value) */
+static PyObject *current_var;   /* gmp.context's ContextVar: the call that a goroutine serves, or a part of */
 static PyObject *decompress_fn; /* decompress(encoding, data, most) */
 static PyObject *compress_fn;   /* compress(encoding, data) */
 
@@ -1037,7 +1038,10 @@ run_call(PyObject *module, PyObject *context)
     GrpcServer *server = call->server;
     GrpcMethod *method = call->st->method != NULL ? call->st->method->app : NULL;
     h2_flush_overdue(server->srv); /* what others have posted must not wait for us */
-    PyObject *r;
+    PyObject *r = PyContextVar_Set(current_var, context);
+    if (r == NULL)
+        return NULL;
+    Py_DECREF(r); /* a token */
     if (method == NULL || !method->fast)
         return PyObject_CallFunctionObjArgs(
             server->serve, context, method != NULL && method->handler != NULL ? method->handler : Py_None, NULL);
@@ -1485,17 +1489,18 @@ static PyTypeObject GrpcServer_Type = {
     .tp_methods = server_methods,
 };
 
-/* _grpc_setup(status codes, metadatum, decompress, compress): once, by gmp.grpc. */
+/* _grpc_setup(status codes, metadatum, decompress, compress, current_var): once, by gmp.grpc. */
 static PyObject *
 grpc_setup(PyObject *module, PyObject *args)
 {
-    PyObject *codes, *datum, *decompress, *compress;
-    if (!PyArg_ParseTuple(args, "O!OOO", &PyDict_Type, &codes, &datum, &decompress, &compress))
+    PyObject *codes, *datum, *decompress, *compress, *var;
+    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &codes, &datum, &decompress, &compress, &PyContextVar_Type, &var))
         return NULL;
     Py_XSETREF(status_codes, Py_NewRef(codes));
     Py_XSETREF(metadatum, Py_NewRef(datum));
     Py_XSETREF(decompress_fn, Py_NewRef(decompress));
     Py_XSETREF(compress_fn, Py_NewRef(compress));
+    Py_XSETREF(current_var, Py_NewRef(var));
     Py_RETURN_NONE;
 }
 

@@ -120,8 +120,14 @@ py_wait_again(PyWait *w, int code)
     int r;
     if (code == GMP_EINTR)
         r = PyErr_CheckSignals() < 0 ? -1 : 1;
-    else if (code == GMP_EDEADLK)
+    else if (code == GMP_EDEADLK && !w->looked) { /* a signal may have come with the last one that fell asleep */
+        w->looked = true;
+        r = PyErr_CheckSignals() < 0 ? -1 : 1;
+    }
+    else if (code == GMP_EDEADLK) {
+        w->looked = false;
         r = verify_deadlock();
+    }
     else
         return 0;
     if (r == 1 && w->timeout > 0) {

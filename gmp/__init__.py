@@ -15,6 +15,7 @@ Layout
     _core           the C extension: scheduler, channels, locks (csrc/)
     sync            Mutex, WaitGroup
     time            Timer, Ticker, after, after_func
+    context         deadlines, cancellation and values for trees of calls
     runtime         num_goroutine, stack, stats, gosched, set_max_threads
     _executor       Executor, wait: concurrent.futures on goroutines
     _excepthook     what happens to an exception that nobody collects
@@ -62,7 +63,7 @@ class Selected(NamedTuple):
 
 _core._set_selected(Selected)
 
-from gmp import _deadlock, _excepthook, _exit, _fork, runtime, sync, time  # noqa: E402
+from gmp import _deadlock, _excepthook, _exit, _fork, context, runtime, sync, time  # noqa: E402
 from gmp._excepthook import ExceptHookArgs, excepthook  # noqa: E402
 from gmp._executor import Executor, Future, wait  # noqa: E402
 
@@ -76,6 +77,7 @@ __all__ = [
     "Future",
     "Goroutine",
     "Selected",
+    "context",
     "excepthook",
     "ffi",
     "go",

@@ -21,6 +21,7 @@ import grpc
 from grpc import _utilities
 
 import gmp
+from gmp import context
 from gmp._core import _grpc_setup
 from gmp.grpc._context import Context, HandlerCallDetails, Metadatum, RequestIterator, deserialize
 
@@ -346,4 +347,4 @@ def _compress(encoding: int, data: bytes) -> bytes:
     return machine.compress(data) + machine.flush()
 
 
-_grpc_setup({code: code.value[0] for code in _STATUS}, Metadatum, _decompress, _compress)
+_grpc_setup({code: code.value[0] for code in _STATUS}, Metadatum, _decompress, _compress, context._current)

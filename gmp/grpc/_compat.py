@@ -41,6 +41,8 @@ from types import ModuleType
 from typing import Any
 
 import gmp
+from gmp import context
+from gmp.grpc._context import context_of
 from gmp.grpc._sync import Condition, RLock
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ _LOGGER = logging.getLogger(__name__)
 _KNOWN = "1.75 to 1.85"  # tested; others are served as long as they pass the check
 
 _IN_POOL = "rpc_event state behavior argument_thunk request_deserializer response_serializer"
-_USED = {  # functions of grpc._server and their arguments
+_USED = {  # functions and a class of grpc._server, and their arguments
     "create_server": "thread_pool generic_rpc_handlers interceptors options maximum_concurrent_rpcs compression xds",
     "_serve": "state",
     "_abort": "state call code details",
@@ -56,6 +58,7 @@ _USED = {  # functions of grpc._server and their arguments
     "_call_behavior": "rpc_event state behavior argument request_deserializer send_response_callback",
     "_unary_response_in_pool": _IN_POOL,
     "_stream_response_in_pool": _IN_POOL,
+    "_Context": "rpc_event state request_deserializer",
 }
 
 _server: ModuleType | None = None
@@ -246,17 +249,35 @@ class _Goroutines:
         self, rpc: _Started, run: Callable[..., object], code: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
         try:
-            run(code, *args)
+            run(self._serve, code, args)
         except BaseException as error:  # grpcio has answered for every Exception; this is SystemExit and the like
             self._fail(args[0], args[1], self._status.unknown, f"Exception calling application: {error!r}")
             raise
         finally:
             rpc.end()
 
+    def _serve(self, code: Callable[..., object], args: tuple[Any, ...]) -> None:
+        context._current.set(_Call(self._server, args))
+        code(*args)
+
     def _fail(self, event: Any, state: Any, status: Any, details: str) -> None:
         with state.condition:
             if not state.statused:
                 self._server._abort(state, event.call, status, details.encode())
+
+
+class _Call:
+    """What gmp.context.current() finds in a handler's goroutines."""
+
+    def __init__(self, server: ModuleType, args: tuple[Any, ...]) -> None:
+        self._server = server
+        self._args = args[:2]
+        self._ctx: context.Context | None = None
+
+    def _context(self) -> context.Context:
+        if self._ctx is None:
+            self._ctx, _ = context_of(self._server._Context(*self._args, None))
+        return self._ctx
 
 
 class _Threads:

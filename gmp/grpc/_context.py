@@ -6,11 +6,13 @@ The C half has what nearly every call uses, and what is asked millions of times;
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import grpc
 
+from gmp import context
 from gmp._core import GrpcCall
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,8 +35,35 @@ class HandlerCallDetails(NamedTuple):
 grpc.HandlerCallDetails.register(HandlerCallDetails)
 
 
+def context_of(call: grpc.ServicerContext) -> tuple[context.Context, Callable[[], None]]:
+    """A gmp.context that ends with the call: at its deadline, when it is cancelled, and when it is answered.  And its cancel."""
+    left = call.time_remaining()
+    if left is None or left > 1e9:
+        ctx, cancel = context.with_cancel(context.background())
+    else:
+        ctx, cancel = context.with_deadline(context.background(), time.monotonic() + left)
+
+    def end() -> None:
+        if ctx.remaining() != 0:  # at the deadline the context ends by itself, as DeadlineExceeded
+            cancel()
+
+    if not call.add_callback(end):
+        end()
+    return ctx, cancel
+
+
 class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]
     """One per call; made by the server."""
+
+    def _context(self) -> context.Context:
+        """What gmp.context.current() is in the call's goroutines: made when it is first asked for."""
+        found: context.Context | None = self.__dict__.get("_ctx")
+        if found is None:
+            ctx, cancel = context_of(self)
+            found = self.__dict__.setdefault("_ctx", ctx)
+            if found is not ctx:
+                cancel()  # another goroutine was quicker
+        return found
 
     def peer_identities(self) -> Sequence[bytes] | None:
         return None

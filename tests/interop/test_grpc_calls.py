@@ -340,6 +340,58 @@ def test_cancellation_is_noticed(kind):
             hold.set()
 
 
+def test_current_context_is_the_calls():
+    """It ends with the call: by its deadline, by the client's cancellation, and when the handler has returned."""
+    seen = queue.Queue()
+
+    def handler(request, servicer_context):
+        ctx = gmp.context.current()
+        seen.put((request, ctx))
+        assert gmp.context.current() is ctx
+        assert gmp.go(gmp.context.current).result() is ctx
+        if request == b"quick":
+            return request
+        ctx.done().recv_ok(timeout=LONG)
+        seen.put((request, ctx.err()))
+        servicer_context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "")  # the client may not have noticed yet
+
+    with serving(Call=uu(handler)) as (_, channel):
+        assert unary(channel)(b"quick") == b"quick"
+        _, ctx = seen.get(timeout=LONG)
+        assert ctx.deadline() is None
+        until(lambda: ctx.err() is not None)
+        assert isinstance(ctx.err(), gmp.context.Canceled)
+
+        with pytest.raises(grpc.RpcError, match="DEADLINE"):
+            unary(channel)(b"late", timeout=0.2)
+        _, ctx = seen.get(timeout=LONG)
+        assert ctx.remaining() < 0.3  # grpcio rounds it up
+        assert isinstance(seen.get(timeout=LONG)[1], gmp.context.DeadlineExceeded)
+
+        call = unary(channel).future(b"cancelled", timeout=LONG)
+        _, ctx = seen.get(timeout=LONG)
+        assert 0 < ctx.remaining() < 1.1 * LONG
+        call.cancel()
+        assert isinstance(seen.get(timeout=LONG)[1], gmp.context.Canceled)
+    assert gmp.context.current() is gmp.context.background()
+
+
+def test_current_context_of_streams():
+    seen = queue.Queue()
+
+    def handler(requests, servicer_context):
+        ctx = gmp.context.current()
+        for request in requests:
+            assert gmp.context.current() is ctx
+            yield request
+        seen.put(ctx)
+
+    with serving(Call=ss(handler)) as (_, channel):
+        assert list(channel.stream_stream(path("Call"))(iter([b"1", b"2"]))) == [b"1", b"2"]
+        ctx = seen.get(timeout=LONG)
+        until(lambda: ctx.err() is not None)
+
+
 def test_handler_may_cancel_and_callbacks_end():
     contexts = []
 
