@@ -1,4 +1,4 @@
-"""gmp.grpc: gRPC servers whose handlers run as goroutines.
+"""gmp.grpc: gRPC servers whose handlers run as goroutines, and channels on which a goroutine's calls park.
 
     import gmp.grpc
 
@@ -12,9 +12,10 @@ Generated servicers, interceptors, health and reflection are grpcio's and used u
 runs ordinary blocking code; one that waits costs no thread.
 
 server() is a server of our own: HTTP/2 in C, by native goroutines.  compat_server() is grpcio's, with goroutines in place of its
-thread pool.
+thread pool.  insecure_channel() and secure_channel() are grpcio's, too, for generated stubs and interceptors alike: a goroutine that waits
+for a response parks, so that thousands may call at once.
 
-    __init__.py  server(), compat_server()
+    __init__.py  server(), compat_server(), insecure_channel(), secure_channel()
     _server.py   the native server: ports, start, stop       _call.py  serving a call       _context.py  what a handler sees of it
     _compat.py   everything that knows grpcio's private interface
     _sync.py     the lock and the condition variable that grpcio's server code waits on there
@@ -44,7 +45,7 @@ from gmp.grpc import _compat
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["compat_server", "is_native", "server"]
+__all__ = ["compat_server", "insecure_channel", "is_native", "secure_channel", "server"]
 
 is_native: bool = hasattr(_core, "GrpcServer")
 """Whether this build has the native server: it was built with libnghttp2."""
@@ -108,6 +109,32 @@ def compat_server(
         compression,
         xds,
     )
+
+
+def insecure_channel(
+    target: str, options: Sequence[tuple[str, Any]] | None = None, compression: grpc.Compression | None = None
+) -> grpc.Channel:
+    """Return what grpc.insecure_channel does, with calls that park the goroutine instead of holding its thread.
+
+    All four kinds of calls and their futures do, and so does taking responses from a stream; an iterator of requests runs in a
+    goroutine of its own.  Threads may call, too.  Raises RuntimeError if the installed grpcio is not of a known shape.
+    """
+    return _compat.create_channel(target, () if options is None else options, None, compression)
+
+
+def secure_channel(
+    target: str,
+    credentials: grpc.ChannelCredentials,
+    options: Sequence[tuple[str, Any]] | None = None,
+    compression: grpc.Compression | None = None,
+) -> grpc.Channel:
+    """Return what grpc.secure_channel does, with calls that park the goroutine: see insecure_channel."""
+    if getattr(credentials, "_credentials", None) is None:
+        raise TypeError(
+            f"secure_channel() argument 2 must be from grpc.ssl_channel_credentials or alike, not {type(credentials).__name__}; "
+            "without credentials there is insecure_channel"
+        )
+    return _compat.create_channel(target, () if options is None else options, credentials, compression)
 
 
 def _with_defaults(options: Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:

@@ -1,14 +1,20 @@
 """Everything that knows grpcio's private interface.
 
-grpcio's server, grpc/_server.py, runs handlers in a thread pool and waits on objects of the threading module.  Here its code is executed
-a second time, as a module of our own in which two names mean something else:
+grpcio's server, grpc/_server.py, runs handlers in a thread pool and waits on objects of the threading module; so does its client,
+grpc/_channel.py.  Here their code is executed a second time, as modules of our own in which some names mean something else:
 
     threading  Condition and RLock are those of _sync.py, and the Thread that serves is a goroutine.
-    cygrpc     CompletionQueue.poll lets other goroutines run before it waits.
+    cygrpc     CompletionQueue.poll lets other goroutines run before it waits; the thread that iterates over a client's requests
+               is a goroutine.
+    _common    wait sleeps until it is woken, instead of having a look every 100 ms (client).
 
-grpc._server itself is not touched: servers made by grpc.server stay what they are.
+grpc._server and grpc._channel themselves are not touched: what grpc.server and grpc.insecure_channel make stays what it is.
 
-How an RPC runs:
+How an RPC is called: a blocking call is a future that is waited for; one thread of grpcio's for each channel brings the events of all
+its calls and calls Condition.notify.  It ends when there are none; so that it need not start for each of a few calls, one of a channel
+waits in C instead, as grpcio's do.
+
+How an RPC is served:
  1. The serving goroutine polls.  A new call arrives and becomes _Goroutines.submit(), which starts a goroutine and does no more: the
     server's lock is held.
  2. The RPC's goroutine asks for its request and parks in Condition.wait.  So does each step of a request iterator, and each message
@@ -23,8 +29,9 @@ Rejected:
 * Setting attributes of a finished server: conditions are made for each call, where one cannot get at them.
 * Blocking in the non-blocking sends of grpcio (health's Watch): they are called inside threading.RLocks, see _Sender.
 
-What is used of grpcio: the functions in _USED and their arguments, `condition` and `statused` of a call's state, the order of the arguments
-of submit() (a function, code to run, event, state, behaviour ...), `experimental_non_blocking`, and the two names above.  _load checks.
+What is used of grpcio: the functions in _SERVER and _CLIENT and their arguments, `condition` and `statused` of a call's state, the order of
+the arguments of submit() (a function, code to run, event, state, behaviour ...), `experimental_non_blocking`, the names above; of a
+client's future `_state` and `_call`, and `due` of its state.  _load checks.
 """
 
 from __future__ import annotations
@@ -32,6 +39,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
+import operator
+import os
 import threading
 import time
 from _thread import allocate_lock, get_ident
@@ -50,7 +59,7 @@ _LOGGER = logging.getLogger(__name__)
 _KNOWN = "1.75 to 1.85"  # tested; others are served as long as they pass the check
 
 _IN_POOL = "rpc_event state behavior argument_thunk request_deserializer response_serializer"
-_USED = {  # functions and a class of grpc._server, and their arguments
+_SERVER = {  # functions and classes of grpc._server, and their arguments
     "create_server": "thread_pool generic_rpc_handlers interceptors options maximum_concurrent_rpcs compression xds",
     "_serve": "state",
     "_abort": "state call code details",
@@ -61,8 +70,22 @@ _USED = {  # functions and a class of grpc._server, and their arguments
     "_Context": "rpc_event state request_deserializer",
 }
 
-_server: ModuleType | None = None
-_server_lock = threading.Lock()
+_CALL = "metadata credentials wait_for_ready compression"
+_CLIENT = {  # of grpc._channel
+    "Channel": "target options credentials compression",
+    "_RPCState": "due initial_metadata trailing_metadata code details",
+    "_InactiveRpcError": "state",
+    "_MultiThreadedRendezvous": "state call response_deserializer deadline",
+    "_UnaryUnaryMultiCallable._blocking": f"self request timeout {_CALL}",
+    "_UnaryUnaryMultiCallable.future": f"self request timeout {_CALL}",
+    "_StreamUnaryMultiCallable._blocking": f"self request_iterator timeout {_CALL}",
+    "_StreamUnaryMultiCallable.future": f"self request_iterator timeout {_CALL}",
+    "_end_unary_response_blocking": "state call with_call deadline",
+    "_consume_request_iterator": "request_iterator state call request_serializer event_handler",
+}
+
+_copies: dict[str, ModuleType] = {}  # by name of the original
+_copies_lock = threading.Lock()
 
 
 class UnknownShapeError(Exception):
@@ -78,52 +101,64 @@ def create_server(
     xds: bool,
 ) -> Any:
     """What grpc.server does, with goroutines for the thread pool."""
-    module = _load()
+    module = _load("grpc._server", _SERVER, _change_server)
     pool = _Goroutines(module, counted=maximum_concurrent_rpcs is not None)
     return module.create_server(pool, handlers, interceptors, options, maximum_concurrent_rpcs, compression, xds)
 
 
-def _load() -> ModuleType:
-    """Return our copy of grpc._server, made at the first call."""
-    global _server
-    with _server_lock:
-        if _server is None:
+def create_channel(target: str, options: Sequence[tuple[str, Any]], credentials: Any, compression: Any) -> Any:
+    """What grpc.insecure_channel and grpc.secure_channel do; credentials: grpcio's, or None."""
+    if not isinstance(target, str):
+        raise TypeError(f"the target of a channel must be a str such as 'localhost:50051', not {type(target).__name__}")
+    module = _load("grpc._channel", _CLIENT, _change_client)
+    return module.Channel(target, options, None if credentials is None else credentials._credentials, compression)
+
+
+def _load(name: str, used: dict[str, str], change: Callable[[ModuleType, ModuleType], None]) -> ModuleType:
+    """Return our copy of grpcio's module, made at the first call."""
+    with _copies_lock:
+        if name not in _copies:
             try:
-                _server = _copy()
+                _copies[name] = _copy(name, used, change)
             except Exception as error:
                 import grpc
 
                 raise RuntimeError(
-                    f"gmp.grpc cannot serve with the installed grpcio {getattr(grpc, '__version__', '(no version)')}: {error}; "
+                    f"gmp.grpc cannot work with the installed grpcio {getattr(grpc, '__version__', '(no version)')}: {error}; "
                     f"install grpcio {_KNOWN} or a newer gmp-runtime"
                 ) from error
-        return _server
+        return _copies[name]
 
 
-def _copy() -> ModuleType:
-    """Execute grpc/_server.py again, put our names into the copy and check that it is what we know."""
-    from grpc import _server as original
-    from grpc._cython import cygrpc
-
-    spec = importlib.util.find_spec("grpc._server")
+def _copy(name: str, used: dict[str, str], change: Callable[[ModuleType, ModuleType], None]) -> ModuleType:
+    """Execute a module again, check that it is what we know and put our names into the copy."""
+    original = importlib.import_module(name)
+    spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
-        raise UnknownShapeError("grpc._server cannot be loaded again")
+        raise UnknownShapeError(f"{name} cannot be loaded again")
     copy = importlib.util.module_from_spec(spec)  # not entered in sys.modules
     spec.loader.exec_module(copy)
-    for name, arguments in _USED.items():
-        function = getattr(copy, name, None)
-        if function is None or list(inspect.signature(function).parameters) != arguments.split():
-            raise UnknownShapeError(f"grpc._server.{name} is not the function it was")
-    if copy.threading is not threading or copy.cygrpc is not cygrpc:
-        raise UnknownShapeError("grpc._server no longer uses threading and cygrpc")
+    for function, arguments in used.items():
+        try:
+            found = inspect.signature(operator.attrgetter(function)(copy))
+        except (AttributeError, TypeError):
+            found = inspect.Signature()
+        if list(found.parameters) != arguments.split():
+            raise UnknownShapeError(f"{name}.{function} is not what it was")
+    if copy.threading is not threading or copy.cygrpc is not original.cygrpc:
+        raise UnknownShapeError(f"{name} no longer uses threading and cygrpc")
+    change(copy, original)
+    return copy
 
+
+def _change_server(copy: ModuleType, original: ModuleType) -> None:
     # A call's context is still made by grpc._server, and both modules compare such constants by identity.
     for name, value in vars(original).items():
         if name[0] == "_" and name[1] != "_" and isinstance(value, str):
             setattr(copy, name, value)
 
     def thread(target: Callable[..., object], args: tuple[Any, ...] = ()) -> Any:
-        return (_Serving if target is copy._serve else threading.Thread)(target=target, args=args)
+        return (_Runner if target is copy._serve else threading.Thread)(target=target, args=args)
 
     select = copy._select_thread_pool_for_behavior
 
@@ -133,12 +168,92 @@ def _copy() -> ModuleType:
 
     vars(copy)["_select_thread_pool_for_behavior"] = select_thread_pool
     vars(copy)["threading"] = _changed(threading, Condition=Condition, RLock=RLock, Thread=thread)
-    vars(copy)["cygrpc"] = _changed(cygrpc, CompletionQueue=_completion_queue(cygrpc))
+    vars(copy)["cygrpc"] = _changed(copy.cygrpc, CompletionQueue=_completion_queue(copy.cygrpc))
 
     state = copy._RPCState()
     if type(state.condition) is not Condition or state.statused is not False:
         raise UnknownShapeError("the state of a call is not what it was")
-    return copy
+
+
+def _change_client(copy: ModuleType, original: ModuleType) -> None:
+    names = vars(copy)
+    cygrpc = copy.cygrpc
+
+    def thread(target: Callable[..., object], args: tuple[Any, ...] = ()) -> Any:
+        goroutine = target.__name__ == "consume_request_iterator" and not _counts_threads()
+        return (_Runner if goroutine else cygrpc.ForkManagedThread)(target=target, args=args)
+
+    class State(original._RPCState):  # type: ignore[misc, name-defined]
+        """A subclass, so that errors are of grpcio's own class, which asks for its state."""
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.condition = Condition()
+
+    class Channel(copy.Channel):  # type: ignore[misc, name-defined]
+        def _process_python_options(self, python_options: Any) -> None:
+            """None: the only one there is would have a stream's reader wait in C."""
+            self._alone = allocate_lock()
+
+        def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+            call = super().unary_unary(*args, **kwargs)
+            call._alone = self._alone
+            return call
+
+    names["threading"] = _changed(threading, Condition=Condition)
+    names["cygrpc"] = _changed(cygrpc, ForkManagedThread=thread)
+    names["_common"] = _changed(copy._common, wait=_wait)
+    names["_RPCState"] = State
+    names["_InactiveRpcError"] = original._InactiveRpcError
+    names["Channel"] = Channel
+    copy._StreamUnaryMultiCallable._blocking = _blocking
+    in_c = copy._UnaryUnaryMultiCallable._blocking
+
+    def blocking(self: Any, *args: Any) -> tuple[Any, Any]:
+        """One call of a channel may wait in C: that starts no thread of grpcio's, which costs as much as the call itself."""
+        if self._alone.acquire(False):
+            try:
+                return in_c(self, *args)  # type: ignore[no-any-return]
+            finally:
+                self._alone.release()
+        return _blocking(self, *args)
+
+    copy._UnaryUnaryMultiCallable._blocking = blocking
+
+
+def _blocking(self: Any, request: Any, *args: Any) -> tuple[Any, Any]:
+    """Make the call and park until it has ended: of the classes for calls with one response."""
+    future = self.future(request, *args)
+    state = future._state
+    try:
+        with state.condition:
+            while state.due:
+                state.condition.wait()
+    except BaseException:  # a signal handler, or the goroutine is to end
+        future.cancel()
+        raise
+    return state, future._call
+
+
+def _wait(
+    wait: Callable[[float | None], bool],
+    is_complete: Callable[[], bool],
+    timeout: float | None = None,
+    spin_cb: object = None,
+) -> bool:
+    """grpc._common.wait for a Condition that signals reach.  True when the timeout came first."""
+    end = None if timeout is None else time.monotonic() + timeout
+    while not is_complete():
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left < 0:
+            return True
+        wait(left)
+    return False
+
+
+def _counts_threads() -> bool:
+    """Whether grpcio prepares for fork, and so has to know what iterates over requests as a thread."""
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "t", "true", "y", "yes")
 
 
 def _changed(module: ModuleType, **names: object) -> ModuleType:
@@ -182,12 +297,15 @@ def _completion_queue(cygrpc: ModuleType) -> type:
     return CompletionQueue
 
 
-class _Serving:
-    """The part of threading.Thread that grpcio's start() uses, for the goroutine that serves."""
+class _Runner:
+    """The part of threading.Thread that grpcio uses, for what is a goroutine here."""
 
     def __init__(self, target: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.daemon = True
         self._call = (target, *args)
+
+    def setDaemon(self, daemon: bool) -> None:
+        pass
 
     def start(self) -> None:
         gmp.go(*self._call)
