@@ -949,6 +949,6 @@ def test_grpcio_of_unknown_shape(change):
             print(error)
         """
     )
-    sentence = f"gmp.grpc cannot serve with the installed grpcio {grpc.__version__}: "
+    sentence = f"gmp.grpc cannot work with the installed grpcio {grpc.__version__}: "
     assert done.stdout.startswith(sentence), done.stdout + done.stderr
     assert done.stdout.count("\n") == 1

@@ -299,7 +299,7 @@ def test_closing_the_channel_ends_its_calls():
         with pytest.raises(grpc.RpcError) as e:
             call.result()
         assert e.value.code() is grpc.StatusCode.CANCELLED
-        with pytest.raises(ValueError, match="[Cc]hannel closed|closed channel"):
+        with pytest.raises(ValueError, match=r"[Cc]hannel closed|closed channel"):
             channel.unary_unary(path("Park"))(b"")
         release.close()
 
