@@ -15,8 +15,11 @@ server() is a server of our own: HTTP/2 in C, by native goroutines.  compat_serv
 thread pool.  insecure_channel() and secure_channel() are grpcio's, too, for generated stubs and interceptors alike: a goroutine that waits
 for a response parks, so that thousands may call at once.
 
+serve() runs a server in several processes on one port.
+
     __init__.py  server(), compat_server(), insecure_channel(), secure_channel()
-    _server.py   the native server: ports, start, stop       _call.py  serving a call       _context.py  what a handler sees of it
+    _server.py   the native server: start, stop, figures     _call.py  serving a call       _context.py  what a handler sees of it
+    _ports.py    addresses and sockets                       _processes.py  serve()         _current.py  gmp.context.current() there
     _compat.py   everything that knows grpcio's private interface
     _sync.py     the lock and the condition variable that grpcio's server code waits on there
 
@@ -41,11 +44,12 @@ except ModuleNotFoundError as error:
 
 from gmp import _core
 from gmp.grpc import _compat
+from gmp.grpc._processes import serve
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["compat_server", "insecure_channel", "is_native", "secure_channel", "server"]
+__all__ = ["compat_server", "insecure_channel", "is_native", "secure_channel", "serve", "server"]
 
 is_native: bool = hasattr(_core, "GrpcServer")
 """Whether this build has the native server: it was built with libnghttp2."""

@@ -51,7 +51,7 @@ from typing import Any
 
 import gmp
 from gmp import context
-from gmp.grpc._context import context_of
+from gmp.grpc._current import context_of
 from gmp.grpc._sync import Condition, RLock
 
 _LOGGER = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ The C half has what nearly every call uses, and what is asked millions of times;
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,6 +13,7 @@ import grpc
 
 from gmp import context
 from gmp._core import GrpcCall
+from gmp.grpc._current import context_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,23 +33,6 @@ class HandlerCallDetails(NamedTuple):
 
 
 grpc.HandlerCallDetails.register(HandlerCallDetails)
-
-
-def context_of(call: grpc.ServicerContext) -> tuple[context.Context, Callable[[], None]]:
-    """A gmp.context that ends with the call: at its deadline, when it is cancelled, and when it is answered.  And its cancel."""
-    left = call.time_remaining()
-    if left is None or left > 1e9:
-        ctx, cancel = context.with_cancel(context.background())
-    else:
-        ctx, cancel = context.with_deadline(context.background(), time.monotonic() + left)
-
-    def end() -> None:
-        if ctx.remaining() != 0:  # at the deadline the context ends by itself, as DeadlineExceeded
-            cancel()
-
-    if not call.add_callback(end):
-        end()
-    return ctx, cancel
 
 
 class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]

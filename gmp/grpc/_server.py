@@ -17,7 +17,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 
@@ -25,10 +24,10 @@ import gmp
 from gmp._core import GrpcServer
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
+from gmp.grpc._ports import bind
 
 _LOGGER = logging.getLogger(__name__)
 
-_BACKLOG = 4096
 _MS = 1_000_000  # ns
 _NEVER_MS = 2**31 - 1
 _DEFAULTS: dict[str, Any] = {
@@ -131,7 +130,7 @@ class Server(grpc.Server):  # type: ignore[misc]
     def add_insecure_port(self, address: str) -> int:
         """Listen on host:port, [ipv6]:port or unix:path.  Returns the port; RuntimeError when it cannot be had."""
         try:
-            sockets = _bind(address, self._reuse_port)
+            sockets = bind(address, self._reuse_port)
         except (OSError, ValueError) as error:
             raise RuntimeError(f"Failed to bind to address {address}: {error}") from error
         port = 1 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
@@ -286,56 +285,3 @@ def _arguments(known: Mapping[str, Any], maximum: int | None, compression: Any) 
         "max_age_grace": _never(known["grpc.max_connection_age_grace_ms"]),
         "handshake_timeout": _never(known["grpc.server_handshake_timeout_ms"]),
     }
-
-
-def _bind(address: str, reuse_port: bool) -> list[socket.socket]:
-    """Return the listening sockets of an address in gRPC's notation: one, or more for a name with several addresses."""
-    scheme, _, rest = address.partition(":")
-    if scheme in ("unix", "unix-abstract"):
-        path = unquote(rest)
-        if path.startswith("//"):
-            path = path[2:]
-        return [_listen(socket.AF_UNIX, "\0" + path if scheme == "unix-abstract" else path, False)]
-    for prefix in ("dns:///", "dns:", "ipv4:", "ipv6:"):
-        if address.startswith(prefix):
-            address = address[len(prefix) :]
-            break
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ValueError("no port in it; expected host:port")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if host in ("", "*"):
-        host = "::"
-    if host == "::" and not socket.has_dualstack_ipv6():
-        host = "0.0.0.0"
-    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    failure: OSError | None = None
-    for family, _, _, _, where in dict.fromkeys(found):
-        if sockets and int(port) == 0:  # all on the port that the first one got
-            where = (where[0], sockets[0].getsockname()[1], *where[2:])
-        try:
-            sockets.append(_listen(family, where, reuse_port))
-        except OSError as error:
-            failure = error
-    if not sockets:
-        raise failure or OSError("the name has no address")
-    return sockets
-
-
-def _listen(family: int, where: Any, reuse_port: bool) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")
-        sock.bind(where)
-        sock.listen(_BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

@@ -1,0 +1,63 @@
+"""Addresses as gRPC writes them, and the sockets that listen there."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+from urllib.parse import unquote
+
+_BACKLOG = 4096
+
+
+def bind(address: str, reuse_port: bool, listen: bool = True) -> list[socket.socket]:
+    """Return the listening sockets of an address in gRPC's notation: one, or more for a name with several addresses."""
+    scheme, _, rest = address.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        path = unquote(rest)
+        if path.startswith("//"):
+            path = path[2:]
+        return [_listen(socket.AF_UNIX, "\0" + path if scheme == "unix-abstract" else path, False, listen)]
+    for prefix in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        if address.startswith(prefix):
+            address = address[len(prefix) :]
+            break
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError("no port in it; expected host:port")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if host in ("", "*"):
+        host = "::"
+    if host == "::" and not socket.has_dualstack_ipv6():
+        host = "0.0.0.0"
+    found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    failure: OSError | None = None
+    for family, _, _, _, where in dict.fromkeys(found):
+        if sockets and int(port) == 0:  # all on the port that the first one got
+            where = (where[0], sockets[0].getsockname()[1], *where[2:])
+        try:
+            sockets.append(_listen(family, where, reuse_port, listen))
+        except OSError as error:
+            failure = error
+    if not sockets:
+        raise failure or OSError("the name has no address")
+    return sockets
+
+
+def _listen(family: int, where: Any, reuse_port: bool, listen: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")
+        sock.bind(where)
+        if listen:
+            sock.listen(_BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
