@@ -16,7 +16,7 @@ Layout
     sync            Mutex, WaitGroup
     time            Timer, Ticker, after, after_func
     context         deadlines, cancellation and values for trees of calls
-    runtime         num_goroutine, stack, stats, gosched, set_max_threads
+    runtime         num_goroutine, stack, stats, metrics, gosched, set_max_threads
     _executor       Executor, wait: concurrent.futures on goroutines
     _excepthook     what happens to an exception that nobody collects
     _deadlock       the check behind Deadlock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 
 from gmp import _core, _traceback
 from gmp._core import gosched, lock_os_thread, num_goroutine, set_max_threads, unlock_os_thread
@@ -11,6 +12,7 @@ from gmp._core import gosched, lock_os_thread, num_goroutine, set_max_threads, u
 __all__ = [
     "gosched",
     "lock_os_thread",
+    "metrics",
     "num_cpu",
     "num_goroutine",
     "set_max_threads",
@@ -50,3 +52,27 @@ def stats() -> dict[str, int | str]:
     without a guard page), stack_bytes (address space of each), guards ("madvise", "mprotect" or "none").
     """
     return _core.stats()
+
+
+_METRICS = (  # of stats(): name, kind, what it is
+    ("goroutines", "gauge", "Goroutines, the main one included."),
+    ("runnable", "gauge", "Goroutines that wait for a processor."),
+    ("threads", "gauge", "OS threads that run goroutines."),
+    ("idle_threads", "gauge", "OS threads that have nothing to do."),
+    ("timers", "gauge", "Timers that are set."),
+    ("stacks", "gauge", "Stacks of goroutines."),
+    ("stacks_in_use", "gauge", "Stacks of goroutines that exist."),
+    ("switches", "counter", "Switches between goroutines."),
+    ("handoffs", "counter", "Processors taken from blocked or busy threads."),
+)
+_metrics_of_others: list[Callable[[], str]] = []  # gmp.grpc's
+
+
+def metrics() -> str:
+    """What stats() counts as text in Prometheus's format, with what gmp.grpc counts, if it is in use: for a /metrics page."""
+    counts = stats()
+    lines = []
+    for key, kind, about in _METRICS:
+        name = f"gmp_{key}_total" if kind == "counter" else f"gmp_{key}"
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {counts[key]}"]
+    return "\n".join(lines) + "\n" + "".join(other() for other in _metrics_of_others)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ import grpc
 
 import gmp
 from gmp._core import GrpcServer
+from gmp.grpc import _metrics
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
 from gmp.grpc._ports import bind
@@ -52,11 +53,22 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
-
-
 def _never(ms: int) -> int:
     return 0 if ms >= _NEVER_MS or ms <= 0 else ms * _MS
+
+
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _all_metrics() -> str:
+    figures = []
+    for server in list(_servers):
+        with contextlib.suppress(RuntimeError):  # the parent's, in the child of a fork
+            figures.append((server._core.stats(), server._core.methods()))
+    return _metrics.text(figures)
+
+
+gmp.runtime._metrics_of_others.append(_all_metrics)
 
 
 class _State:
@@ -114,6 +126,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         )
         self._service.core = self._core
         self._state = _State(self._core)
+        _servers.add(self)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
         handlers = list(generic_rpc_handlers)
@@ -204,8 +217,8 @@ class Server(grpc.Server):  # type: ignore[misc]
         methods = {}
         for path, (codes, buckets, seconds) in self._core.methods().items():
             methods[path] = {
-                "codes": {_CODES[i]: n for i, n in enumerate(codes) if n},
-                "latencies": {_bound(i, len(buckets)): n for i, n in enumerate(buckets) if n},
+                "codes": {_metrics.CODES[i]: n for i, n in enumerate(codes) if n},
+                "latencies": {_metrics.bound(i, len(buckets)): n for i, n in enumerate(buckets) if n},
                 "seconds": seconds,
             }
         return {**self._core.stats(), "methods": methods}
@@ -221,30 +234,14 @@ class Server(grpc.Server):  # type: ignore[misc]
             self._core.access_log(None)
         else:
             self._core.access_log(
-                lambda path, peer, code, seconds: log(path, peer, getattr(grpc.StatusCode, _CODES[code]), seconds)
+                lambda path, peer, code, seconds: log(
+                    path, peer, getattr(grpc.StatusCode, _metrics.CODES[code]), seconds
+                )
             )
 
     def metrics(self) -> str:
-        """Return stats() as text in Prometheus's format."""
-        stats = self.stats()
-        lines = []
-        for name, kind in (("connections", "gauge"), ("streams", "gauge"), ("running", "gauge"), ("resets", "counter")):
-            lines += [f"# TYPE gmp_grpc_{name} {kind}", f"gmp_grpc_{name} {stats[name]}"]
-        lines.append("# TYPE gmp_grpc_handled_total counter")
-        for path, method in stats["methods"].items():
-            for code, n in method["codes"].items():
-                lines.append(f'gmp_grpc_handled_total{{method="{_escaped(path)}",code="{code}"}} {n}')
-        lines.append("# TYPE gmp_grpc_seconds histogram")
-        for path, method in stats["methods"].items():
-            label, total = f'method="{_escaped(path)}"', 0
-            for bound, n in method["latencies"].items():
-                total += n
-                if bound != math.inf:
-                    lines.append(f'gmp_grpc_seconds_bucket{{{label},le="{bound:g}"}} {total}')
-            lines.append(f'gmp_grpc_seconds_bucket{{{label},le="+Inf"}} {total}')
-            lines.append(f"gmp_grpc_seconds_sum{{{label}}} {method['seconds']:.9f}")
-            lines.append(f"gmp_grpc_seconds_count{{{label}}} {total}")
-        return "\n".join(lines) + "\n"
+        """Return stats() as text in Prometheus's format.  gmp.runtime.metrics() has all servers, and the scheduler."""
+        return _metrics.text([(self._core.stats(), self._core.methods())])
 
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
@@ -252,14 +249,6 @@ class Server(grpc.Server):  # type: ignore[misc]
             with contextlib.suppress(RuntimeError):  # in the child of a fork it is none
                 state.core.kill()
             self._service.core = None
-
-
-def _bound(i: int, n: int) -> float:
-    return math.inf if i == n - 1 else 2.0 ** (i + 1) / 1e6
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 def _arguments(known: Mapping[str, Any], maximum: int | None, compression: Any) -> dict[str, Any]:

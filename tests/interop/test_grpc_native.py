@@ -819,6 +819,32 @@ class Passing(grpc.ServerInterceptor):
         return continuation(details)
 
 
+def test_metrics_of_all_servers_are_well_formed():
+    """prometheus_client reads them; the figures of several servers are added up; a strange path is escaped."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    strange = 'a"b\\c'
+    gc.collect()
+
+    def handled(text):
+        families = {f.name: f for f in parser.text_string_to_metric_families(text)}
+        assert families["gmp_goroutines"].samples[0].value >= 1
+        assert families["gmp_switches"].type == "counter"
+        assert families["gmp_grpc_seconds"].type == "histogram"
+        found = {s.labels["method"]: s.value for s in families["gmp_grpc_handled"].samples if s.labels["code"] == "OK"}
+        for s in families["gmp_grpc_seconds"].samples:
+            if s.name.endswith("_count") and s.labels["method"] in found:
+                assert s.value >= found[s.labels["method"]]
+        return found
+
+    calls = {"Call": uu(lambda r, c: r), strange: uu(lambda r, c: r)}
+    with serving(**calls) as (_, one), serving(**calls) as (_, other):
+        for channel in (one, other, other):
+            unary(channel)(b"x", timeout=LONG)
+            unary(channel, strange)(b"x", timeout=LONG)
+        until(lambda: handled(gmp.runtime.metrics()).get(path(strange), 0) == 3)
+        assert handled(gmp.runtime.metrics())[path()] >= 3
+
+
 @pytest.mark.parametrize("interceptors", [(), (Passing(),)], ids=["plain", "intercepted"])
 def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
     log, reported = [], []
@@ -859,6 +885,9 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
         metrics = server.metrics()
         assert f'gmp_grpc_handled_total{{method="{path()}",code="OK"}} 3\n' in metrics
         assert f'gmp_grpc_seconds_bucket{{method="{path()}",le="+Inf"}} 4\n' in metrics
+        everything = gmp.runtime.metrics()
+        assert f'gmp_grpc_handled_total{{method="{path()}",code="OK"}} ' in everything
+        assert "\ngmp_goroutines " in everything
         assert len(log) == 6
         assert {(record[0], record[2]) for record in log} >= {
             (path(), grpc.StatusCode.OK),
