@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -560,6 +561,7 @@ def run(mutant: tuple[str, str, str, str, str], number: int) -> tuple[bool, str]
     if text.count(old) != 1:
         return False, f"stands {text.count(old)} times in {file}"
     (csrc / file).write_text(text.replace(old, new))
+    start = time.monotonic()
     make = ["make", "-s", "-C", str(HERE), f"CSRC={csrc}", f"B={out}", f"O={HERE / 'build'}", "OPT=-O1"]
     built = subprocess.run([*make, f"{out}/{model}"], capture_output=True, text=True)
     if built.returncode != 0:
@@ -572,7 +574,7 @@ def run(mutant: tuple[str, str, str, str, str], number: int) -> tuple[bool, str]
     shutil.rmtree(BUILD / f"{number}", ignore_errors=True)
     if ran.returncode != 1 or not failed:
         return False, "not found\n" + ran.stdout + ran.stderr
-    return True, f"found by {', '.join(line.split()[0] for line in failed)}"
+    return True, f"found by {failed[0].split()[0]}, {time.monotonic() - start:.1f} s"
 
 
 def main() -> int:
