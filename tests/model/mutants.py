@@ -253,6 +253,13 @@ MUTANTS = [
         "idle",
     ),
     (
+        "idle: who finds work at its second look does not count as looking",
+        "threads.c",
+        "    mp->spinning = mp->p != NULL;\n    if (mp->spinning)",
+        "    if (false)",
+        "idle second_look",
+    ),
+    (
         "ready: no fence between the queue and the look at npidle",
         "proc.c",
         "        atomic_fence();\n    if (atomic_load(&sched->npidle) != 0)",
