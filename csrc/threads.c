@@ -729,7 +729,7 @@ stopm(M *mp)
         woken = note_sleep(&mp->park, spare ? atomic_load_relaxed(&idle_m_ns) : timeout);
     }
     mutex_lock(&sched->lock);
-    if (!woken && spare && mp->idle && !sched->stopping) {
+    if (!woken && spare && mp->idle && mp->lockedg == NULL && !sched->stopping) { /* see move_to_own_thread */
         midleremove(sched, mp);
         sched->nm--;
         sched->npool--;
