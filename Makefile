@@ -78,7 +78,7 @@ pythons:
 asan:
 	$(MAKE) sanitized SANITIZE=address,undefined RUNTIME=libasan.so
 ubsan:
-	UBSAN_OPTIONS=handle_segv=0:handle_sigbus=0:handle_abort=0 $(MAKE) sanitized SANITIZE=undefined RUNTIME=libubsan.so
+	$(MAKE) sanitized SANITIZE=undefined RUNTIME=libubsan.so
 tsan:
 	$(MAKE) -C csrc test SANITIZE=thread
 
@@ -94,8 +94,8 @@ sanitized:
 
 sanitized-pytest: $(VENV)/.installed $(VENV)/.deps-test
 	env LD_PRELOAD="$$($$CC -print-file-name=$(RUNTIME))" PYTHONMALLOC=malloc \
-		ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:$$ASAN_OPTIONS \
-		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:$$UBSAN_OPTIONS GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_SANITIZE=$(SANITIZE) \
+		ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=0:detect_stack_use_after_return=0:$$ASAN_OPTIONS \
+		UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:handle_segv=0:handle_sigbus=0:handle_abort=0:$$UBSAN_OPTIONS GMP_TEST_BUDGET=$(TEST_BUDGET) GMP_SANITIZE=$(SANITIZE) \
 		$(RUN) -m pytest $(SUITE:tests=tests/unit) -m "not slow" $(PYTEST_ARGS)
 
 # ---- other systems: the C core alone; csrc/HACKING.md says what that shows ----

@@ -134,8 +134,6 @@ empty(Sched *sched, P *pp)
     atomic_store_relaxed(&pp->gdelta, (int64_t)0);
     atomic_xadd_relaxed(&sched->npending, pp->npending);
     atomic_store_relaxed(&pp->npending, (int64_t)0);
-    atomic_xadd_relaxed(&sched->npending, pp->npending);
-    atomic_store_relaxed(&pp->npending, (int64_t)0);
     mutex_unlock(&sched->lock);
 }
 

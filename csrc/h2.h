@@ -94,10 +94,14 @@ struct H2Op {
     uint8_t encoding; /* for grpc-encoding */
     uint16_t nhead, ntrail;
     uint32_t status;
-    /* In data: the framed message, the initial metadata, the status message (percent-encoded), the trailing metadata. */
+    /* In h2_op_data: the framed message, the initial metadata, the status message (percent-encoded), the trailing metadata. */
     uint32_t message, head, details, trail;
-    char data[];
 };
+static inline char *
+h2_op_data(const H2Op *op) /* follows it; H2Stream.ask has none */
+{
+    return (char *)(op + 1);
+}
 
 /* Requests to the owner that need no data: bits of H2Stream.asked. */
 enum { ASK_CONSUME = 1, ASK_DEADLINE = 2, ASK_CANCEL = 4 };

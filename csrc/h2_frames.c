@@ -49,7 +49,7 @@ put_status(nghttp2_nv *nva, const H2Op *op, char *digits)
         nva[n++] =
             (nghttp2_nv){(uint8_t *)"grpc-status", (uint8_t *)digits, 11, (size_t)len, NGHTTP2_NV_FLAG_NO_COPY_NAME};
     }
-    const char *at = op->data + op->message + op->head;
+    const char *at = h2_op_data(op) + op->message + op->head;
     if (op->details != 0)
         nva[n++] =
             (nghttp2_nv){(uint8_t *)"grpc-message", (uint8_t *)at, 12, op->details, NGHTTP2_NV_FLAG_NO_COPY_NAME};
@@ -152,7 +152,7 @@ on_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head
         size_t n = op->message - st->out_off;
         if (n > left)
             n = left;
-        memcpy(to, op->data + st->out_off, n);
+        memcpy(to, h2_op_data(op) + st->out_off, n);
         to += n;
         left -= n;
         st->out_off += (uint32_t)n;
@@ -187,7 +187,7 @@ begin_response(H2Conn *c, H2Stream *st, const H2Op *op, bool only_trailers)
     }
     else {
         nva[n++] = NV("grpc-accept-encoding", "identity, deflate, gzip");
-        n += put_pairs(nva + n, op->data + op->message, op->nhead);
+        n += put_pairs(nva + n, h2_op_data(op) + op->message, op->nhead);
         nghttp2_data_provider provider = {.source.ptr = st, .read_callback = on_read_data};
         r = nghttp2_submit_response(c->session, st->id, nva, n, &provider);
     }
@@ -254,7 +254,7 @@ fail_stream(H2Conn *c, H2Stream *st, H2End why, uint32_t status, const char *tex
     }
     op->status = status;
     op->details = (uint32_t)strlen(text);
-    memcpy(op->data, text, op->details);
+    memcpy(h2_op_data(op), text, op->details);
     apply(c, op);
 }
 

@@ -13,12 +13,12 @@
 #include "sys.h"
 
 /* As in Go: four rounds of thirty pauses, then one yield, then sleep. */
-#ifndef ACTIVE_SPIN /* tests/model makes it short */
+#ifndef ACTIVE_SPIN /* tests/model makes them short */
 #define ACTIVE_SPIN 4
+#define SPIN_YIELDS 30
 #endif
 #define ACTIVE_SPIN_COUNT 30
 #define PASSIVE_SPIN 1
-#define SPIN_YIELDS 30
 
 /* Go: runtime.lock2 */
 void

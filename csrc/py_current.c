@@ -26,7 +26,7 @@ typedef struct Search {
 static Word words[PY_CURRENT_WORDS];
 static int nwords; /* 0: not found, or not wanted */
 
-static bool
+static GMP_UNUSED bool
 collect(void *arg, const void *object, void *block, size_t size)
 {
     Search *s = arg;
@@ -41,7 +41,7 @@ collect(void *arg, const void *object, void *block, size_t size)
     return false;
 }
 
-static void
+static GMP_UNUSED void
 keep(Search *s, const void *value)
 {
     int n = 0;

@@ -342,7 +342,7 @@ send_op(GrpcCall *call, const Sending *s)
     op->trail = (uint32_t)(b.len - head - details);
     op->ntrail = (uint16_t)b.n;
     op->status = s->status >= 0 ? (uint32_t)s->status : 0;
-    char *at = op->data;
+    char *at = h2_op_data(op);
     if (data != NULL) {
         at[0] = (char)compressed;
         at[1] = (char)(size >> 24);

@@ -264,9 +264,9 @@ swap_keeping_gil(PyThreadState *from, PyThreadState *to, M *mp)
     if (GMP_UNLIKELY(current == NULL || *current != from))
         return false;
 #if PY_VERSION_HEX < 0x030D0000
-    if (GMP_UNLIKELY(atomic_load_relaxed(&interp->ceval.gil_drop_request._value) != 0 || to->async_exc != NULL))
+    if (GMP_UNLIKELY(atomic_load_relaxed((int *)&interp->ceval.gil_drop_request._value) != 0 || to->async_exc != NULL))
         return false;
-    atomic_store_relaxed(&interp->ceval.gil->last_holder._value, (uintptr_t)to);
+    atomic_store_relaxed((uintptr_t *)&interp->ceval.gil->last_holder._value, (uintptr_t)to);
 #else
     uintptr_t asked = atomic_load_relaxed(&from->eval_breaker), next = atomic_load_relaxed(&to->eval_breaker);
     uintptr_t version = atomic_load_relaxed(&interp->ceval.instrumentation_version); /* tracing has begun or ended */

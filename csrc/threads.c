@@ -620,6 +620,20 @@ work_left(Sched *sched)
     return false;
 }
 
+/* There is: takes an idle P again, if there is one, spinning.  Those who put it there may have relied on this M, so when it finds some
+ * it must wake the next.  Without an idle P there is nothing to do: who gives one up looks at all queues afterwards. */
+static void
+look_again(M *mp)
+{
+    Sched *sched = mp->set;
+    mutex_lock(&sched->lock);
+    mp->p = pidleget(sched, mp);
+    mp->spinning = mp->p != NULL;
+    if (mp->spinning)
+        atomic_xadd(&sched->nmspinning, 1u);
+    mutex_unlock(&sched->lock);
+}
+
 /* Sleeps in the net poller instead of on the note.  True when someone woke this M.  When descriptors are ready it takes itself
  * off the idle list, with a P if one is idle, to run their goroutines itself.  Go: the end of runtime.findrunnable */
 static bool
@@ -715,7 +729,7 @@ stopm(M *mp)
         woken = note_sleep(&mp->park, spare ? atomic_load_relaxed(&idle_m_ns) : timeout);
     }
     mutex_lock(&sched->lock);
-    if (!woken && spare && mp->idle && !sched->stopping) {
+    if (!woken && spare && mp->idle && mp->lockedg == NULL && !sched->stopping) { /* see move_to_own_thread */
         midleremove(sched, mp);
         sched->nm--;
         sched->npool--;
@@ -828,7 +842,8 @@ findrunnable(M *mp)
         stop_spinning(mp);
         if (work_left(sched)) {
             cpu_relax(); /* someone may be about to start an M for it, and be counted as spinning until then */
-            continue;    /* takes an idle P again, if there is one */
+            look_again(mp);
+            continue;
         }
         if (!stopm(mp))
             return NULL;

@@ -150,3 +150,13 @@ rng(Rng *r, uint32_t n)
     *r = x;
     return (uint32_t)((x >> 32) * n >> 32);
 }
+
+bool
+waits_on(struct gmp_chan *ch)
+{
+    Hchan *c = (Hchan *)ch;
+    spin_lock(&c->lock);
+    bool some = c->recvq.first != NULL || c->sendq.first != NULL;
+    spin_unlock(&c->lock);
+    return some;
+}

@@ -35,6 +35,8 @@ void blocking(bool on);                     /* the caller is in a call that bloc
 void done(void);
 void wait_done(long n); /* until done() was called n times more than the earlier waits have seen */
 void quiet(void);
+struct gmp_chan;
+bool waits_on(struct gmp_chan *ch); /* does anybody? */
 
 typedef uint64_t Rng;
 uint64_t test_seed(void);

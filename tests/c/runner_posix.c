@@ -22,6 +22,13 @@ __asan_default_options(void)
     return "handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:detect_leaks=0:allocator_may_return_null=1";
 }
 #endif
+#if defined(GMP_UBSAN)
+__attribute__((visibility("default"))) const char *
+__ubsan_default_options(void)
+{
+    return "handle_segv=0:handle_sigbus=0:handle_abort=0:handle_sigill=0:print_stacktrace=1:halt_on_error=1";
+}
+#endif
 #if defined(GMP_TSAN)
 __attribute__((visibility("default"))) const char *
 __tsan_default_options(void)

@@ -10,6 +10,8 @@
 #include "gmp.h"
 #include "runtime.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -234,6 +236,157 @@ threads(void)
         test_join(t[i]);
 }
 
+/* Every wait with a deadline: the heaps grow on the way, and what was published before the refusal is taken back. */
+typedef struct Timed {
+    gmp_mutex *m;
+    gmp_cond *c;
+    gmp_waitgroup *wg;
+    gmp_chan *ch;
+    gmp_fd *fd[2];
+    uint32_t left; /* atomic: goroutines under way */
+} Timed;
+
+static void
+waits_timed(void *arg)
+{
+    Timed *t = arg;
+    int64_t x = 0;
+    char c;
+    gmp_case cases[2] = {{t->ch, &x, sizeof x, 0, 0}, {NULL, NULL, 0, 0, 0}};
+    int codes[] = {
+        gmp_chan_recv(t->ch, &x, sizeof x, MS),
+        gmp_chan_send(t->ch, &x, sizeof x, MS),
+        gmp_select(cases, 2, MS),
+        gmp_mutex_lock(t->m, MS), /* the main thread has it most of the time */
+        gmp_waitgroup_wait(t->wg, MS),
+        gmp_park(MS),
+        gmp_fd_wait_read(t->fd[0], MS),
+        (int)gmp_fd_read(t->fd[0], &c, 1, MS),
+    };
+
+    if (codes[3] == GMP_OK)
+        CHECK_EQ(gmp_mutex_unlock(t->m), GMP_OK);
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++)
+        if (codes[i] != GMP_ETIMEDOUT && codes[i] != GMP_ESTATE) /* the latter: another one reads */
+            refused(codes[i]);                                   /* or one that sends has met one that receives */
+    atomic_xadd(&t->left, (uint32_t)-1);
+    ends(NULL);
+}
+
+static void
+timed(void)
+{
+    Timed t = {0};
+    int fds[2];
+
+    CHECK_EQ(pipe(fds), 0);
+    if (refused(gmp_fd_open(&t.fd[0], fds[0])))
+        close(fds[0]);
+    if (t.fd[0] != NULL && !refused(gmp_mutex_new(&t.m)) && !refused(gmp_cond_new(&t.c)) &&
+        !refused(gmp_waitgroup_new(&t.wg)) && !refused(gmp_chan_new(&t.ch, sizeof(int64_t), 0))) {
+        CHECK_EQ(gmp_mutex_lock(t.m, 0), GMP_OK);
+        CHECK_EQ(gmp_waitgroup_add(t.wg, 1), GMP_OK);
+        for (int i = 0; i < 10; i++) {
+            long before = started;
+            go(waits_timed, &t, 1 + i % 3);
+            if (started != before)
+                atomic_xadd(&t.left, 1u);
+        }
+        int code = GMP_OK;
+        while (atomic_load(&t.left) != 0) {
+            code = gmp_cond_wait(t.c, t.m, MS); /* lets go of t.m for a moment */
+            if (code != GMP_ETIMEDOUT)
+                CHECK(refused(code));
+        }
+        CHECK_EQ(gmp_waitgroup_done(t.wg), GMP_OK);
+        CHECK_EQ(gmp_mutex_unlock(t.m), GMP_OK);
+    }
+    if (t.m != NULL)
+        CHECK_EQ(gmp_mutex_free(t.m), GMP_OK);
+    if (t.c != NULL)
+        CHECK_EQ(gmp_cond_free(t.c), GMP_OK); /* nobody waits there any more */
+    if (t.wg != NULL)
+        CHECK_EQ(gmp_waitgroup_free(t.wg), GMP_OK);
+    if (t.ch != NULL)
+        CHECK_EQ(gmp_chan_free(t.ch), GMP_OK);
+    if (t.fd[0] != NULL)
+        CHECK_EQ(gmp_fd_close(t.fd[0]), GMP_OK);
+    close(fds[1]);
+}
+
+/* Blocking sections and threads of one goroutine: both need threads. */
+static void
+blocks(void *arg)
+{
+    CHECK_EQ(gmp_block_enter(), GMP_OK);
+    sys_usleep(1000);
+    CHECK_EQ(gmp_block_exit(), GMP_OK);
+    if (!refused(gmp_lock_os_thread())) {
+        refused(gmp_sleep(MS));
+        refused(gmp_yield());
+        CHECK_EQ(gmp_unlock_os_thread(), GMP_OK);
+    }
+    ends(arg);
+}
+
+static void
+blocked(void)
+{
+    for (int i = 0; i < 6; i++)
+        go(blocks, NULL, 1 + i % 3);
+    refused(gmp_lock_os_thread());
+    (void)gmp_unlock_os_thread();
+}
+
+static void
+serves(void *arg)
+{
+    gmp_fd *listening = arg, *conn;
+    char c;
+
+    while (refused(gmp_fd_accept(listening, &conn, 20 * SEC)))
+        ; /* the connection was taken and closed when only the descriptor's memory was refused: the client tries again */
+    while (refused(gmp_fd_read(conn, &c, 1, 20 * SEC)))
+        ;
+    CHECK_EQ(gmp_fd_close(conn), GMP_OK);
+    CHECK_EQ(gmp_fd_close(listening), GMP_OK);
+    ends(NULL);
+}
+
+static void
+accepting(void)
+{
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof at;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    gmp_fd *listening;
+    char c;
+
+    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&at, sizeof at) == 0 && listen(fd, 10) == 0);
+    CHECK_EQ(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+    if (refused(gmp_fd_open(&listening, fd))) {
+        close(fd);
+        return;
+    }
+    long before = started;
+    go(serves, listening, GMP_STACK_64K);
+    if (started == before) {
+        CHECK_EQ(gmp_fd_close(listening), GMP_OK);
+        return;
+    }
+    for (;;) { /* until the server has closed its end after it has read, which it answers by the end of the stream */
+        int client = socket(AF_INET, SOCK_STREAM, 0);
+        CHECK(client >= 0);
+        if (connect(client, (struct sockaddr *)&at, sizeof at) != 0) {
+            close(client);
+            break;
+        }
+        (void)send(client, "x", 1, MSG_NOSIGNAL);
+        (void)recv(client, &c, 1, 0);
+        close(client);
+    }
+}
+
 static void
 resizing(void)
 {
@@ -344,6 +497,9 @@ FAULTS(channels)
 FAULTS(timers)
 FAULTS(locks)
 FAULTS(descriptors)
+FAULTS(timed)
+FAULTS(blocked)
+FAULTS(accepting)
 FAULTS(threads)
 FAULTS(resizing)
 

@@ -834,7 +834,7 @@ TEST(gmp_gomaxprocs_by_environment)
 TEST(gmp_bad_arguments)
 {
     gmp_chan *ch;
-    gmp_fd *f;
+    gmp_fd *f, *second;
     gmp_timer *t;
     gmp_stats st;
     gmp_case c = {0};
@@ -853,6 +853,16 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_go(count, NULL, -1), GMP_EINVAL);
     CHECK_EQ(gmp_waitgroup_go(NULL, count, NULL, GMP_STACK_2K), GMP_EINVAL);
     CHECK_EQ(gmp_sleep(-1), GMP_EINVAL);
+    CHECK_EQ(gmp_sleep(INT64_MIN), GMP_EINVAL);
+    CHECK_EQ(gmp_park(0), GMP_ETIMEDOUT);
+    CHECK_EQ(gmp_park(MS), GMP_ETIMEDOUT);
+    CHECK_EQ(gmp_exit(), GMP_ESTATE);
+    CHECK_EQ(gmp_unlock_os_thread(), GMP_ESTATE);
+    CHECK_EQ(gmp_block_exit(), GMP_ESTATE);
+    OK(gmp_block_enter());
+    CHECK_EQ(gmp_chan_new(&ch, 8, 1), GMP_OK); /* what waits for nothing may be called even so */
+    OK(gmp_chan_free(ch));
+    OK(gmp_block_exit());
     CHECK_EQ(gmp_chan_new(NULL, 8, 0), GMP_EINVAL);
     CHECK_EQ(gmp_chan_new(&ch, 65537, 0), GMP_EINVAL);
     CHECK_EQ(gmp_chan_new(&ch, 8, SIZE_MAX / 8), GMP_EINVAL);
@@ -863,6 +873,8 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_chan_free(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_chan_len(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_chan_cap(NULL), GMP_EINVAL);
+    OK(gmp_chan_new(&ch, 65536, 1));
+    OK(gmp_chan_free(ch));
     OK(gmp_chan_new(&ch, 4, 1));
     CHECK_EQ(gmp_timer_new(&t, ch), GMP_EINVAL); /* the time has 8 bytes */
     CHECK_EQ(gmp_timer_new(&t, NULL), GMP_EINVAL);
@@ -872,6 +884,7 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_timer_free(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_select(NULL, 1, 0), GMP_EINVAL);
     CHECK_EQ(gmp_select(&c, -1, 0), GMP_EINVAL);
+    CHECK_EQ(gmp_select(&c, 65536, 0), GMP_EINVAL);
     CHECK_EQ(gmp_select(NULL, 0, 0), GMP_ETIMEDOUT);
     CHECK_EQ(gmp_select(&c, 1, MS), GMP_ETIMEDOUT); /* no channel */
     c = (gmp_case){ch, &fds, 8, 0, 0};
@@ -890,6 +903,7 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_cond_free(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_waitgroup_new(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_waitgroup_add(NULL, 1), GMP_EINVAL);
+    CHECK_EQ(gmp_waitgroup_done(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_waitgroup_wait(NULL, 1), GMP_EINVAL);
     CHECK_EQ(gmp_waitgroup_free(NULL), GMP_EINVAL);
     CHECK_EQ(gmp_fd_open(NULL, 0), GMP_EINVAL);
@@ -905,6 +919,17 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_fd_write(f, NULL, 1, 0), GMP_EINVAL);
     CHECK_EQ(gmp_fd_write(f, "x", 1, 0), GMP_EIO); /* the reading end */
     CHECK_EQ(errno, EBADF);
+    CHECK_EQ(gmp_fd_write(f, NULL, 0, 0), 0);
+    CHECK_EQ(gmp_fd_open(&second, fds[0]), GMP_ESTATE); /* it is open already */
+    CHECK_EQ(gmp_fd_accept(f, NULL, 0), GMP_EINVAL);
+    CHECK_EQ(gmp_fd_accept(f, &second, 0), GMP_EIO);
+    CHECK_EQ(errno, ENOTSOCK);
+    CHECK_EQ(gmp_fd_number(f), fds[0]);
+    CHECK_EQ(gmp_fd_number(NULL), GMP_EINVAL);
+    CHECK_EQ(gmp_fd_write(NULL, "x", 1, 0), GMP_EINVAL);
+    CHECK_EQ(gmp_fd_wait_write(NULL, 0), GMP_EINVAL);
+    CHECK_EQ(gmp_fd_wait_read(f, 0), GMP_ETIMEDOUT);
+    CHECK_EQ(gmp_fd_read(f, fds, 1, 0), GMP_ETIMEDOUT);
     CHECK_EQ(gmp_fd_read(NULL, fds, 1, 0), GMP_EINVAL);
     CHECK_EQ(gmp_fd_wait_read(NULL, 0), GMP_EINVAL);
     CHECK_EQ(gmp_fd_accept(NULL, &f, 0), GMP_EINVAL);
@@ -914,6 +939,145 @@ TEST(gmp_bad_arguments)
     CHECK_EQ(gmp_get_stats(&st, sizeof st - 8), GMP_EINVAL);
     for (int code = 1; code >= -20; code--)
         CHECK(gmp_strerror(code) != NULL && *gmp_strerror(code) != '\0');
+    all_ended();
+}
+
+bool waits_on(gmp_chan *ch); /* in native.c: does anybody? */
+
+/* What is in use is not freed, and what ends a wait from outside tells why. */
+static gmp_mutex *used_mutex;
+static gmp_cond *used_cond;
+static gmp_waitgroup *used_group;
+
+static void
+waits_in_recv(void *ch)
+{
+    int64_t x = 1;
+
+    CHECK_EQ(gmp_chan_recv(ch, &x, sizeof x, -7), GMP_ECLOSED); /* any negative timeout is none */
+    CHECK_EQ(x, 0);
+    count(NULL);
+}
+
+static void
+waits_in_send(void *ch)
+{
+    int64_t x = 1;
+
+    CHECK_EQ(gmp_chan_send(ch, &x, sizeof x, -1), GMP_ECLOSED);
+    count(NULL);
+}
+
+static void
+waits_in_select(void *ch)
+{
+    int64_t x = 1;
+    gmp_case c[2] = {{NULL, NULL, 0, 0, 7}, {ch, &x, sizeof x, 1, 7}};
+
+    CHECK_EQ(gmp_select(c, 2, INT64_MIN), 1);
+    CHECK_EQ(c[0].result, 7);
+    CHECK_EQ(c[1].result, GMP_ECLOSED);
+    count(NULL);
+}
+
+static void
+waits_in_cond(void *arg)
+{
+    (void)arg;
+    OK(gmp_mutex_lock(used_mutex, -1));
+    atomic_xadd(&counter, 1);
+    OK(gmp_cond_wait(used_cond, used_mutex, -1));
+    OK(gmp_mutex_unlock(used_mutex));
+    atomic_xadd(&counter, 1);
+}
+
+static void
+waits_in_group(void *arg)
+{
+    (void)arg;
+    OK(gmp_waitgroup_wait(used_group, -1));
+    count(NULL);
+}
+
+TEST_PROCS(gmp_in_use)
+{
+    static void (*const waits[])(void *) = {waits_in_recv, waits_in_send, waits_in_select};
+    gmp_chan *ch;
+
+    for (int i = 0; i < 3; i++) {
+        OK(gmp_chan_new(&ch, sizeof(int64_t), 0));
+        OK(gmp_go(waits[i], ch, 1 + i));
+        while (!waits_on(ch))
+            OK(gmp_sleep(MS / 10));
+        CHECK_EQ(gmp_chan_free(ch), GMP_ESTATE);
+        OK(gmp_chan_close(ch));
+        all_ended();
+        OK(gmp_chan_free(ch));
+        OK(gmp_init(0));
+    }
+    CHECK_EQ(counter, 3);
+    OK(gmp_mutex_new(&used_mutex));
+    OK(gmp_cond_new(&used_cond));
+    OK(gmp_waitgroup_new(&used_group));
+    OK(gmp_waitgroup_add(used_group, INT64_MAX));
+    CHECK_EQ(gmp_waitgroup_add(used_group, 1), GMP_ESTATE); /* too many */
+    OK(gmp_waitgroup_add(used_group, 1 - INT64_MAX));
+    CHECK_EQ(gmp_waitgroup_go(used_group, count, NULL, 9), GMP_EINVAL); /* does not count */
+    CHECK_EQ(gmp_waitgroup_add(used_group, -2), GMP_ESTATE);
+    OK(gmp_go(waits_in_cond, NULL, GMP_STACK_2K));
+    OK(gmp_go(waits_in_group, NULL, GMP_STACK_2K));
+    while (atomic_load(&counter) != 4)
+        OK(gmp_sleep(MS / 10));
+    OK(gmp_mutex_lock(used_mutex, -1)); /* so it waits */
+    CHECK_EQ(gmp_cond_free(used_cond), GMP_ESTATE);
+    CHECK_EQ(gmp_cond_wait(used_cond, NULL, 0), GMP_EINVAL);
+    CHECK_EQ(gmp_mutex_free(used_mutex), GMP_ESTATE);
+    OK(gmp_cond_signal(used_cond));
+    OK(gmp_mutex_unlock(used_mutex));
+    CHECK_EQ(gmp_waitgroup_free(used_group), GMP_ESTATE);
+    OK(gmp_waitgroup_done(used_group));
+    all_ended();
+    CHECK_EQ(counter, 6);
+    OK(gmp_cond_free(used_cond));
+    OK(gmp_mutex_free(used_mutex));
+    OK(gmp_waitgroup_free(used_group));
+}
+
+/* Nothing is started any more, what needs no goroutine works, and the next gmp_init begins anew. */
+TEST_PROCS(gmp_after_shutdown)
+{
+    gmp_chan *ch;
+    gmp_timer *t = NULL;
+    gmp_fd *f = NULL;
+    gmp_waitgroup *wg;
+    int64_t x = 5;
+    int fds[2];
+
+    OK(gmp_chan_new(&ch, sizeof x, 1));
+    OK(gmp_waitgroup_new(&wg));
+    CHECK_EQ(pipe(fds), 0);
+    OK(gmp_shutdown(-1));
+    OK(gmp_shutdown(0));
+    CHECK_EQ(gmp_go(count, NULL, GMP_STACK_2K), GMP_ESHUTDOWN);
+    CHECK_EQ(gmp_waitgroup_go(wg, count, NULL, GMP_STACK_2K), GMP_ESHUTDOWN);
+    OK(gmp_waitgroup_wait(wg, -1)); /* it was not counted in */
+    CHECK_EQ(gmp_timer_new(&t, ch), GMP_ESHUTDOWN);
+    CHECK_EQ(gmp_fd_open(&f, fds[0]), GMP_ESHUTDOWN);
+    CHECK_EQ(fcntl(fds[0], F_GETFL) & O_NONBLOCK, 0);
+    CHECK(t == NULL && f == NULL);
+    OK(gmp_chan_send(ch, &x, sizeof x, 0));
+    OK(gmp_chan_recv(ch, &x, sizeof x, -1));
+    CHECK_EQ(gmp_chan_recv(ch, &x, sizeof x, MS), GMP_ETIMEDOUT);
+    OK(gmp_sleep(MS));
+    OK(gmp_yield());
+    OK(gmp_init(0));
+    OK(gmp_waitgroup_go(wg, count, NULL, GMP_STACK_2K));
+    OK(gmp_waitgroup_wait(wg, -1));
+    CHECK_EQ(counter, 1);
+    OK(gmp_waitgroup_free(wg));
+    OK(gmp_chan_free(ch));
+    close(fds[0]);
+    close(fds[1]);
     all_ended();
 }
 
@@ -934,7 +1098,7 @@ static void
 overruns(void *arg)
 {
     (void)arg;
-    deep(test_slow() ? 1000 : 12);
+    deep(12); /* into the slots below, and not through them */
     gmp_yield();
 }
 

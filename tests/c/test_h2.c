@@ -47,10 +47,10 @@ echo(void *arg)
         H2Op *op = h2_op_new(st, OP_HEAD | OP_MESSAGE, 5 + m->len);
         CHECK(op != NULL);
         op->message = 5 + m->len;
-        memset(op->data, 0, 5);
+        memset(h2_op_data(op), 0, 5);
         for (int i = 0; i < 4; i++)
-            op->data[1 + i] = (char)(m->len >> (24 - 8 * i));
-        memcpy(op->data + 5, m->data, m->len);
+            h2_op_data(op)[1 + i] = (char)(m->len >> (24 - 8 * i));
+        memcpy(h2_op_data(op) + 5, m->data, m->len);
         free(m);
         h2_post(op);
         if (!h2_recv_ready(st) || !h2_has_room(st))

@@ -88,6 +88,38 @@ TEST_P_LIMIT(locked_goroutines_keep_their_threads, 60)
 }
 
 static void
+moves(void *arg)
+{
+    (void)arg;
+    CHECK_EQ(lockosthread(false), 0);
+    CHECK(getm()->ispool && getm()->lockedg == getg());
+    unlockosthread(false);
+    done();
+}
+
+static void
+computes(void *ns)
+{
+    for (int64_t end = nanotime() + (intptr_t)ns; nanotime() < end;)
+        ;
+    done();
+}
+
+/* A thread that is reserved for a goroutine as its time is up stays: others run before the goroutine gets there. */
+TEST(locked_to_a_thread_that_was_about_to_end)
+{
+    native_start(1);
+    idle_ms_kept = 0;
+    for (int i = 0; i < (test_slow() ? 50 : 300); i++) {
+        idle_m_ns = (50 + i % 10 * 30) * US;
+        go(computes, (void *)(intptr_t)(300 * US));
+        go(moves, NULL); /* first, on the thread of the test */
+        wait_done(2);
+    }
+    quiet();
+}
+
+static void
 ends_locked(void *arg)
 {
     CHECK_EQ(lockosthread(false), 0);

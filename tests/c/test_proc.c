@@ -931,6 +931,21 @@ TEST_P(proc_refused_threads_lose_nothing)
 
 /* ---- the limit of threads, and idle ones ---- */
 
+/* Until no thread is left for those that could run. */
+static void
+block_till_starved(void *arg)
+{
+    static uint32_t seen;
+
+    (void)arg;
+    blocking(true);
+    while (!atomic_load(&seen) && !atomic_load(&NATIVE->starved))
+        sys_usleep(500);
+    atomic_store(&seen, 1u);
+    blocking(false);
+    done();
+}
+
 static void
 limited(void *arg)
 {
@@ -940,7 +955,7 @@ limited(void *arg)
     CHECK_EQ(set_max_threads(3), MAX_THREADS);
     CHECK_EQ(set_max_threads(3), 3);
     for (int i = 0; i < 12; i++)
-        go(block, (void *)(intptr_t)3000);
+        go(block_till_starved, NULL);
     for (int i = 0; i < 300; i++)
         go(count, NULL);
     wait_done(12 + 300);

@@ -11,6 +11,7 @@ import threading
 import time
 
 import gmp
+import gmp.native
 from gmp import net, sync
 
 LIMIT = 120
@@ -118,9 +119,21 @@ def sockets() -> None:
         assert left.recv(1) == b"x"
 
 
+def native() -> None:
+    """There is no compiler here: functions of gmp.h that take one pointer serve as goroutines."""
+    close, yields = (gmp.ffi.addressof(gmp.lib, name) for name in ("gmp_chan_close", "gmp_yield"))
+    started = [gmp.native.go(yields, stack=gmp.native.STACK_2K) for _ in range(500)]
+    for g in started:
+        g.join(timeout=LIMIT)
+    ch = gmp.native.Chan(4)
+    gmp.go(lambda: [ch.send(n) for n in range(4)]).result(timeout=LIMIT)
+    gmp.native.go(close, ch).join(timeout=LIMIT)
+    assert list(ch) == [0, 1, 2, 3]
+
+
 def main() -> None:
     faulthandler.dump_traceback_later(LIMIT * 5, exit=True)
-    for check in (goroutines, channels, select, recursion, sleeping, threads, sockets):
+    for check in (goroutines, channels, select, recursion, sleeping, threads, sockets, native):
         begin = time.monotonic()
         check()
         print(f"{check.__name__:<12} ok  {time.monotonic() - begin:.2f} s", flush=True)

@@ -46,6 +46,20 @@ MODEL(idle_second_of_two_injected, "3/0 2/1", "1/0")
     mc_thread("outside", two_at_once, NULL);
 }
 
+/* They are put there as the one that looks for work gives up: it sees them at its second look, and the one that it takes blocks. */
+static void
+one_then_two(void *arg)
+{
+    go(nothing, NULL);
+    two_at_once(arg);
+}
+
+MODEL(idle_second_of_two_at_the_second_look, "2/0", "2/0")
+{
+    start_sched(2);
+    mc_thread("outside", one_then_two, NULL);
+}
+
 /* ---- readied by a goroutine whose thread then blocks: another M has to come ---- */
 
 static void

@@ -130,7 +130,9 @@ def test_nothing_runs(child, shape: str) -> None:
         before = now
     time.sleep(1)
     assert usage(c.process.pid) == before
-    assert len(before) <= 30
+    assert len(before) <= (
+        150 if os.environ.get("GMP_SANITIZE") else 30
+    )  # a slow build looks blocked: more threads come
     c.kill()
 
 
