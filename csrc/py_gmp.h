@@ -237,6 +237,8 @@ int chan_module_init(PyObject *module);
 int sync_module_init(PyObject *module);
 int net_module_init(PyObject *module);
 int grpc_module_init(PyObject *module); /* py_grpc.c, or py_nogrpc.c */
+void grpc_before_fork(void);
+void grpc_after_fork(void);      /* in the parent */
 void grpc_afterfork_child(void);        /* the parent's servers are not the child's */
 extern PyMethodDef goroutine_methods[], chan_methods[], runtime_methods[], wait_methods[], time_methods[];
 extern PyObject *ChanClosed, *DeadlockError;

@@ -44,12 +44,27 @@ except ModuleNotFoundError as error:
 
 from gmp import _core
 from gmp.grpc import _compat
+from gmp.grpc._credentials import (
+    dynamic_ssl_server_credentials,
+    ssl_server_certificate_configuration,
+    ssl_server_credentials,
+)
 from gmp.grpc._processes import serve
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["compat_server", "insecure_channel", "is_native", "secure_channel", "serve", "server"]
+__all__ = [
+    "compat_server",
+    "dynamic_ssl_server_credentials",
+    "insecure_channel",
+    "is_native",
+    "secure_channel",
+    "serve",
+    "server",
+    "ssl_server_certificate_configuration",
+    "ssl_server_credentials",
+]
 
 is_native: bool = hasattr(_core, "GrpcServer")
 """Whether this build has the native server: it was built with libnghttp2."""
