@@ -1,9 +1,10 @@
 """TLS for servers: ssl_server_credentials and its kin, with grpcio's signatures, for the native server and for grpcio's.
 
-grpcio's own objects hold keys that only its C core can see, so these are of our own: ServerCredentials keeps what it was given and makes of it
+grpcio's own objects hold keys that only its C core can see, so these are of our own.  ServerCredentials keeps what it was given and
+makes of it
 
     what the native server takes   _core.GrpcTls, at the first add_secure_port; OpenSSL is loaded then
-    what grpcio's servers take     grpc.ServerCredentials, at the first use of `_credentials`
+    what grpcio's servers take     grpc.ServerCredentials, at each use of `_credentials`
 
 and a later certificate goes to all that were made.
 """
@@ -59,8 +60,6 @@ class ServerCredentials(grpc.ServerCredentials):  # type: ignore[misc]
         self._require = bool(require)
         self._core: Any = None
         self._made_by = 0  # the process: OpenSSL's locks do not survive a fork for sure
-        self._grpcio: Any = None
-        self._told: CertificateConfiguration = configuration  # what grpcio's server has
         self._fetching = gmp.sync.Mutex()
         self._check(configuration)
 
@@ -124,20 +123,19 @@ class ServerCredentials(grpc.ServerCredentials):  # type: ignore[misc]
 
     @property
     def _credentials(self) -> Any:
-        if self._grpcio is None:
-            self._told = self._configuration
-            self._grpcio = grpc.dynamic_ssl_server_credentials(
-                self._told._for_grpcio(), self._tell_grpcio, self._require
-            )
-        return self._grpcio._credentials
+        """For one port: grpcio's dynamic credentials tell their first certificates once."""
+        told = self._configuration
 
-    def _tell_grpcio(self) -> Any:
-        if self._fetcher is not None:
-            self._fetch()
-        if self._told is self._configuration:
-            return None
-        self._told = self._configuration
-        return self._told._for_grpcio()
+        def fetch() -> Any:
+            nonlocal told
+            if self._fetcher is not None:
+                self._fetch()
+            if told is self._configuration:
+                return None
+            told = self._configuration
+            return told._for_grpcio()
+
+        return grpc.dynamic_ssl_server_credentials(told._for_grpcio(), fetch, self._require)._credentials
 
 
 def ssl_server_certificate_configuration(
