@@ -17,7 +17,6 @@ import random
 import socket
 import ssl
 import struct
-import sys
 import threading
 import time
 from typing import NamedTuple
