@@ -1549,7 +1549,8 @@ static PyObject *
 grpc_setup(PyObject *module, PyObject *args)
 {
     PyObject *codes, *datum, *decompress, *compress, *var;
-    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &codes, &datum, &decompress, &compress, &PyContextVar_Type, &var))
+    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &codes, &datum, &decompress, &compress, &PyContextVar_Type,
+                          &var))
         return NULL;
     Py_XSETREF(status_codes, Py_NewRef(codes));
     Py_XSETREF(metadatum, Py_NewRef(datum));

@@ -20,6 +20,7 @@ serve() runs a server in several processes on one port.
     __init__.py  server(), compat_server(), insecure_channel(), secure_channel()
     _server.py   the native server: start, stop, figures     _call.py  serving a call       _context.py  what a handler sees of it
     _ports.py    addresses and sockets                       _processes.py  serve()         _current.py  gmp.context.current() there
+    _credentials.py  TLS: ssl_server_credentials() and its kin
     _compat.py   everything that knows grpcio's private interface
     _sync.py     the lock and the condition variable that grpcio's server code waits on there
 
