@@ -84,6 +84,7 @@
     F(X509_NAME_get_index_by_NID)                                                                                      \
     F(X509_NAME_print_ex)                                                                                              \
     F(X509_STORE_add_cert)                                                                                             \
+    F(X509_STORE_set_flags)                                                                                            \
     F(X509_check_host)                                                                                                 \
     F(X509_free)                                                                                                       \
     F(X509_get_ext_d2i)                                                                                                \
@@ -391,16 +392,17 @@ use_roots(SSL_CTX *ctx, const H2Pem *pem)
 {
     BIO *bio = text_bio(pem);
     OPENSSL_STACK *names = o.OPENSSL_sk_new_null();
+    X509_STORE *store = o.SSL_CTX_get_cert_store(ctx);
     const char *wrong = NULL;
     bool unused;
     int n = 0;
+    o.X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN); /* as grpcio: an intermediate one is as good as a root */
     while (bio != NULL && names != NULL && wrong == NULL) {
         X509 *cert = o.PEM_read_bio_X509(bio, NULL, no_password, &unused);
         if (cert == NULL)
             break;
         X509_NAME *name = o.X509_NAME_dup(o.X509_get_subject_name(cert));
-        if (o.X509_STORE_add_cert(o.SSL_CTX_get_cert_store(ctx), cert) != 1 || name == NULL ||
-            o.OPENSSL_sk_push(names, name) == 0)
+        if (o.X509_STORE_add_cert(store, cert) != 1 || name == NULL || o.OPENSSL_sk_push(names, name) == 0)
             wrong = "a root certificate cannot be used";
         o.X509_free(cert);
         n++;
@@ -430,7 +432,10 @@ new_context(const H2Pem *key, const H2Pem *chain, const H2Pem *roots, const char
     o.SSL_CTX_ctrl(ctx, SSL_CTRL_SET_SESS_CACHE_MODE, SSL_SESS_CACHE_OFF, NULL);
     o.SSL_CTX_set_alpn_select_cb(ctx, choose_protocol, NULL);
     o.SSL_CTX_set_client_hello_cb(ctx, hello, NULL);
-    if (o.SSL_CTX_ctrl(ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, TLS1_2_VERSION, NULL) == 1 &&
+    /* The system's configuration may ask for more. */
+    long oldest = o.SSL_CTX_ctrl(ctx, SSL_CTRL_GET_MIN_PROTO_VERSION, 0, NULL);
+    if (o.SSL_CTX_ctrl(ctx, SSL_CTRL_SET_MIN_PROTO_VERSION, oldest > TLS1_2_VERSION ? oldest : TLS1_2_VERSION, NULL) ==
+            1 &&
         o.SSL_CTX_set_cipher_list(ctx, ciphers) == 1 && o.SSL_CTX_set_session_id_context(ctx, id, sizeof id) == 1 &&
         (*wrong = use_chain(ctx, chain)) == NULL && (*wrong = use_key(ctx, key)) == NULL &&
         (roots == NULL || (*wrong = use_roots(ctx, roots)) == NULL))

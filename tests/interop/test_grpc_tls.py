@@ -392,6 +392,16 @@ def test_clients_without_a_good_certificate_are_refused(kind, caplog):
         assert unary(good)(b"x", timeout=LONG) == b"x"
 
 
+def test_an_intermediate_certificate_may_be_the_root(make):
+    between = identity("between", CA, is_ca=True)
+    client = identity("client", between)
+    with serving(credentials(roots=between), make=make) as (_, port):
+        assert call(port, client=client) == b"x"
+    with serving(credentials(roots=CA), make=make) as (_, port):
+        assert failure(port, client=client) is grpc.StatusCode.UNAVAILABLE
+        assert call(port, client=client._replace(cert=client.cert + between.cert)) == b"x"
+
+
 def test_clients_that_do_not_trust_the_server(caplog):
     with serving() as (_, port):
         with pytest.raises(ssl.SSLCertVerificationError):
@@ -822,6 +832,9 @@ def test_thousands_of_handshakes():
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
+NO_FORK = pytest.mark.skipif(SLOW > 1, reason="a fork may find the lock of the sanitizer's own heap taken")
+
+
 @pytest.fixture
 def pem(tmp_path):
     """A folder with key, cert and ca."""
@@ -855,6 +868,7 @@ COMMON = """
 """
 
 
+@NO_FORK
 def test_fork_while_handshakes_are_under_way(child, pem):
     """The child finds OpenSSL's locks free, and serves with the same credentials."""
     child(
@@ -868,10 +882,10 @@ def test_fork_while_handshakes_are_under_way(child, pem):
         while not stop:
             handshake(port)
 
-    threads = [threading.Thread(target=hammer) for _ in range(3)]
+    threads = [threading.Thread(target=hammer, daemon=True) for _ in range(3)]
     for t in threads:
         t.start()
-    for i in range(30):
+    for i in range(int(sys.argv[2])):
         pid = os.fork()
         if pid == 0:
             signal.alarm(20)
@@ -887,10 +901,12 @@ def test_fork_while_handshakes_are_under_way(child, pem):
     print("forked")
         """,
         str(pem),
+        "30",
         timeout=50,
     ).expect(0, "forked")
 
 
+@NO_FORK
 def test_exit_while_handshakes_are_under_way(child, pem):
     """The process ends while native goroutines are inside OpenSSL, which takes itself down at exit."""
     for _ in range(3):
