@@ -144,8 +144,10 @@ def run(
     ca: str | None = None,
 ) -> Load:
     """Keep `concurrency` calls under way for warm_up + seconds; measure during the latter."""
-    tls = ssl.create_default_context(cafile=ca) if ca else None
-    if tls is not None:
+    tls = None
+    if ca is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.load_verify_locations(ca)
         tls.set_alpn_protocols(["h2"])
     connections = [Connection(port, path, request, reply, tls) for _ in range(min(CONNECTIONS, concurrency))]
     selector = selectors.DefaultSelector()

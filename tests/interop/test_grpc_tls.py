@@ -859,7 +859,8 @@ COMMON = """
         return server, port
 
     def handshake(port):
-        context = ssl.create_default_context(cadata=ca.decode())
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=ca.decode())
         context.set_alpn_protocols(["h2"])
         sock = context.wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname="localhost")
         sock.sendall(b"PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n" + b"\\0\\0\\0\\4\\0\\0\\0\\0\\0")
@@ -949,6 +950,37 @@ def test_no_sigpipe(child, pem):
         """,
         str(pem),
     ).expect(0, "alive")
+
+
+def test_several_processes(child, pem):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = (
+        COMMON.partition("    def start")[0]
+        + """
+    def factory():
+        handler = grpc.unary_unary_rpc_method_handler(lambda request, context: b"%d" % os.getpid())
+        server = gmp.grpc.server()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Tls", {"Call": handler}),))
+        return server
+
+    credentials = gmp.grpc.ssl_server_credentials([(key, cert)])
+    gmp.grpc.serve(factory, f"127.0.0.1:{sys.argv[2]}", processes=2, credentials=credentials)
+    print("done")
+    """
+    )
+    serving = child.start(script, str(pem), str(port))
+    pids = set()
+
+    def ask():
+        with contextlib.suppress(grpc.RpcError):  # not there yet
+            pids.add(call(port))
+        return len(pids) == 2
+
+    until(ask)
+    serving.process.terminate()
+    serving.finish(30).expect(0, "done")
 
 
 def test_openssl_is_loaded_when_it_is_used(child, pem):
