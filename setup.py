@@ -134,6 +134,8 @@ class BuildExt(build_ext):
 
     def run(self):
         self.check_tools()
+        if TLS:
+            self.extensions[0].extra_compile_args += tls_macros()
         super().run()
         if H2 and not self.inplace:
             self.bundle()
@@ -307,7 +309,7 @@ if H2:
     LEFT_OUT = {"csrc/py_nogrpc.c", "csrc/h2_notls.c" if TLS else "csrc/h2_tls.c"}
 else:
     LEFT_OUT = {"csrc/py_grpc.c", "csrc/py_tls.c", *sources("h2_*.c")}
-CFLAGS = (H2[0] if H2 else []) + (TLS[0] + tls_macros() if TLS else [])
+CFLAGS = (H2[0] if H2 else []) + (TLS[0] if TLS else [])
 
 setup(
     version=version(),
