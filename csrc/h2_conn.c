@@ -440,10 +440,10 @@ conn_close(H2Conn *c)
     netpoll_evict(c->pd);
     while (atomic_load(&c->write_waiting))
         gosleep(1000 * 1000);
+    if (c->io->close != NULL)
+        c->io->close(c); /* before the server is told: the process may end then */
     h2_conn_gone(c);
     netpoll_close(c->pd);
-    if (c->io->close != NULL)
-        c->io->close(c);
     close(c->fd);
 }
 

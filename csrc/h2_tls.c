@@ -90,7 +90,8 @@
     F(X509_get_ext_d2i)                                                                                                \
     F(X509_get_subject_name)                                                                                           \
     F(X509_up_ref)                                                                                                     \
-    F(X509_verify_cert_error_string)
+    F(X509_verify_cert_error_string)                                                                                   \
+    F(i2d_X509_NAME)
 
 #define SSL_FUNCTIONS(F)                                                                                               \
     F(OPENSSL_init_ssl)                                                                                                \
@@ -387,6 +388,9 @@ use_key(SSL_CTX *ctx, const H2Pem *pem)
     return wrong;
 }
 
+/* Clients are told the roots' names, to choose a certificate by, unless they are too many for a message. */
+#define NAMES_MAX 32768
+
 static const char *
 use_roots(SSL_CTX *ctx, const H2Pem *pem)
 {
@@ -395,7 +399,7 @@ use_roots(SSL_CTX *ctx, const H2Pem *pem)
     X509_STORE *store = o.SSL_CTX_get_cert_store(ctx);
     const char *wrong = NULL;
     bool unused;
-    int n = 0;
+    int n = 0, size = 0;
     o.X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN); /* as grpcio: an intermediate one is as good as a root */
     while (bio != NULL && names != NULL && wrong == NULL) {
         X509 *cert = o.PEM_read_bio_X509(bio, NULL, no_password, &unused);
@@ -404,6 +408,7 @@ use_roots(SSL_CTX *ctx, const H2Pem *pem)
         X509_NAME *name = o.X509_NAME_dup(o.X509_get_subject_name(cert));
         if (o.X509_STORE_add_cert(store, cert) != 1 || name == NULL || o.OPENSSL_sk_push(names, name) == 0)
             wrong = "a root certificate cannot be used";
+        size += name != NULL ? o.i2d_X509_NAME(name, NULL) : 0;
         o.X509_free(cert);
         n++;
     }
@@ -412,7 +417,10 @@ use_roots(SSL_CTX *ctx, const H2Pem *pem)
     else if (wrong == NULL && !at_end())
         wrong = "a root certificate is broken";
     o.BIO_free(bio);
-    o.SSL_CTX_set_client_CA_list(ctx, (STACK_OF(X509_NAME) *)names); /* the context's from now on */
+    if (size <= NAMES_MAX)
+        o.SSL_CTX_set_client_CA_list(ctx, (STACK_OF(X509_NAME) *)names); /* the context's from now on */
+    else
+        o.OPENSSL_sk_pop_free(names, (OPENSSL_sk_freefunc)o.X509_NAME_free);
     o.SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
     return wrong;
 }
@@ -551,6 +559,25 @@ struct TlsConn {
 #define RECORD_MAX (18 * 1024) /* a whole record that OpenSSL may have of an earlier read */
 #define REST_MAX (256 * 1024)
 
+/* Keeps what is left of the output.  False: it cannot. */
+static bool
+keep(TlsConn *t, size_t off)
+{
+    size_t n = t->out_len - off;
+    char *rest = t->rest_len + n <= REST_MAX ? malloc(t->rest_len + n) : NULL;
+    if (rest == NULL)
+        return false;
+    if (t->rest_len != 0)
+        memcpy(rest, t->rest + t->rest_off, t->rest_len);
+    memcpy(rest + t->rest_len, t->out + off, n);
+    free(t->rest);
+    t->rest = rest;
+    t->rest_off = 0;
+    t->rest_len += n;
+    t->conn->held = true;
+    return true;
+}
+
 static int
 window_read(BIO *bio, char *buf, size_t n, size_t *done)
 {
@@ -572,8 +599,11 @@ window_write(BIO *bio, const char *buf, size_t n, size_t *done)
 {
     TlsConn *t = o.BIO_get_data(bio);
     *done = 0;
-    if (n > t->out_cap - t->out_len)
-        return 0; /* the connection fails: more than all records of one call can be */
+    if (n > t->out_cap - t->out_len) { /* a very long certificate chain */
+        if (n > t->out_cap || !keep(t, 0))
+            return 0;
+        t->out_len = 0;
+    }
     memcpy(t->out + t->out_len, buf, n);
     t->out_len += n;
     *done = n;
@@ -659,25 +689,6 @@ failed(TlsConn *t)
     warn(t, t->done ? "TLS failed" : "TLS handshake failed", why != NULL ? why : "no reason given", more);
     o.ERR_clear_error(); /* the queue is the thread's: Python's ssl module finds it empty */
     t->over = FAILED;
-}
-
-/* Keeps what is left of the output.  False: it cannot. */
-static bool
-keep(TlsConn *t, size_t off)
-{
-    size_t n = t->out_len - off;
-    char *rest = t->rest_len + n <= REST_MAX ? malloc(t->rest_len + n) : NULL;
-    if (rest == NULL)
-        return false;
-    if (t->rest_len != 0)
-        memcpy(rest, t->rest + t->rest_off, t->rest_len);
-    memcpy(rest + t->rest_len, t->out + off, n);
-    free(t->rest);
-    t->rest = rest;
-    t->rest_off = 0;
-    t->rest_len += n;
-    t->conn->held = true;
-    return true;
 }
 
 /* Sends what was kept.  0, -EAGAIN, or an error. */

@@ -402,6 +402,28 @@ def test_an_intermediate_certificate_may_be_the_root(make):
         assert call(port, client=client._replace(cert=client.cert + between.cert)) == b"x"
 
 
+def many_certificates(n):
+    return b"".join(identity(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{i:064}")])).cert for i in range(n))
+
+
+def test_very_many_roots():
+    """Their names, which clients are told, are more than TLS has room for."""
+    roots = CA._replace(cert=many_certificates(1200) + CA.cert)
+    with serving(credentials(roots=roots)) as (_, port):
+        assert call(port, client=CLIENT) == b"x"
+        assert failure(port, client=identity("client", OTHER_CA)) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_very_long_chain():
+    """The server's first flight is larger than its buffer, and about as large as clients take."""
+    der = len(ssl.PEM_cert_to_DER_cert(many_certificates(1).decode())) + 8
+    server = SERVER._replace(cert=SERVER.cert + many_certificates(100_500 // der))
+    context = context_of_client()
+    with serving(credentials(server)) as (_, port):
+        with handshake(port, context) as sock:
+            assert common_name(sock.getpeercert(True)) == "server"
+
+
 def test_clients_that_do_not_trust_the_server(caplog):
     with serving() as (_, port):
         with pytest.raises(ssl.SSLCertVerificationError):
