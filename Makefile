@@ -13,8 +13,8 @@
 # make wheel      dist/*.whl and dist/*.tar.gz
 # make clean
 #
-# Needs Linux, a CPython 3.11 to 3.15 with headers, a C compiler, and libnghttp2 for the gRPC server (tools/apt.sh installs them where
-# it may); everything else goes into $(VENV).
+# Needs Linux, a CPython 3.11 to 3.15 with headers, a C compiler, and libnghttp2 and OpenSSL for the gRPC server (tools/apt.sh installs
+# them where it may); everything else goes into $(VENV).
 # What is tested is the wheel as installed there, never the tree.  Both are rebuilt when a source changed.
 
 PYTHON ?= python3

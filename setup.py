@@ -5,6 +5,7 @@ Read from the environment:
     SANITIZE=address,undefined | thread    what gcc's and clang's -fsanitize= take
     WERROR=1                               compiler warnings are errors
     GMP_NO_NGHTTP2=1                       no native gRPC server, as where libnghttp2 is missing
+    GMP_NO_OPENSSL=1                       no TLS in it, as where libssl's headers are missing
 
 Metadata stands in pyproject.toml, the version in csrc/gmp.h.  A build that cannot work ends with one sentence (see fail()).
 The checks below run before anything else is imported, so that old or foreign interpreters get as far as the sentence.
@@ -18,6 +19,7 @@ import sysconfig
 
 OLDEST, NEWEST = (3, 11), (3, 15)
 NGHTTP2 = "1.52"
+OPENSSL = "3.0"
 PLATFORMS = ("linux-x86_64", "linux-aarch64")
 
 
@@ -109,6 +111,16 @@ def shared_library(name, flags):
     return None
 
 
+def copy_library(name, flags, folder, package):
+    found = shared_library(name, flags)
+    if found is None:
+        return
+    real, soname = found
+    shutil.copy(real, folder / soname)
+    for notice in sorted(Path("/usr/share/doc").glob(f"{package}/copyright")):
+        shutil.copy(notice, folder / f"lib{name}.LICENSE")
+
+
 class Build(build):
     """Starts from an empty build_lib: a module that was deleted from the tree must not live on in the wheel."""
 
@@ -122,20 +134,24 @@ class BuildExt(build_ext):
 
     def run(self):
         self.check_tools()
+        if TLS:
+            self.extensions[0].extra_compile_args += tls_macros()
         super().run()
         if H2 and not self.inplace:
             self.bundle()
 
     def bundle(self):
-        """Put libnghttp2 beside the extension, which looks for it there: the wheel works where it is not installed."""
-        found = shared_library("nghttp2", H2[1])
-        if found is None:
-            return
-        real, soname = found
+        """Put the libraries into the wheel, which then works where they are not installed.
+
+        libnghttp2 lies beside the extension, which looks for it there.  OpenSSL has a folder of its own, where h2_tls.c looks when the
+        system has none: the system's gets security fixes, and one process should have one.
+        """
         package = Path(self.build_lib, "gmp")
-        shutil.copy(real, package / soname)
-        for notice in sorted(Path("/usr/share/doc").glob("libnghttp2-*/copyright")):
-            shutil.copy(notice, package / "libnghttp2.LICENSE")
+        copy_library("nghttp2", H2[1], package, "libnghttp2-*")
+        if TLS:
+            (package / "_openssl").mkdir(exist_ok=True)
+            for name in ("ssl", "crypto"):
+                copy_library(name, TLS[1], package / "_openssl", "libssl3*")
 
     def check_tools(self):
         from distutils.ccompiler import new_compiler
@@ -246,28 +262,30 @@ class BuildPy(build_py):
         (package / "__init__.py").write_text(f'"""Generated at build by grpcio-tools from {names}."""\n')
 
 
-def nghttp2():
-    """Return the compiler's and the linker's flags for libnghttp2, or None: then gmp is built without its gRPC server."""
-    missing = None
+def library(package, oldest, variable, consequence, remedy):
+    """Return the compiler's and the linker's flags for a library, or None and a warning: gmp is built without it."""
     config = os.environ.get("PKG_CONFIG", "pkg-config")
-    if os.environ.get("GMP_NO_NGHTTP2", "") not in ("", "0"):
-        missing = "GMP_NO_NGHTTP2 is set"
+    if os.environ.get(variable, "") not in ("", "0"):
+        missing = f"{variable} is set"
     elif shutil.which(config) is None:
         missing = f"{config} was not found"
     else:
-        found = subprocess.run(
-            [config, "--cflags", "--libs", f"libnghttp2 >= {NGHTTP2}"], capture_output=True, text=True
-        )
+        found = subprocess.run([config, "--cflags", "--libs", f"{package} >= {oldest}"], capture_output=True, text=True)
         if found.returncode == 0:
             flags = shlex.split(found.stdout)
             return [f for f in flags if f[:2] in ("-I", "-D")], [f for f in flags if f[:2] not in ("-I", "-D")]
-        missing = f"{config} finds no libnghttp2 {NGHTTP2} or newer"
+        missing = f"{config} finds no {package} {oldest} or newer"
     print(
-        f"warning: gmp-runtime: {missing}: building without the native gRPC server, gmp.grpc.server will use grpcio's; "
-        "apt-get install libnghttp2-dev pkg-config",
+        f"warning: gmp-runtime: {missing}: building without {consequence}; apt-get install {remedy} pkg-config",
         file=sys.stderr,
     )
     return None
+
+
+def tls_macros():
+    """The names that h2_tls.c loads OpenSSL by: those of the version whose headers it is compiled with."""
+    found = {name: shared_library(name, TLS[1]) for name in ("ssl", "crypto")}
+    return [f'-DGMP_LIB{name.upper()}="{at[1]}"' for name, at in found.items() if at is not None]
 
 
 def build_options():
@@ -279,8 +297,19 @@ def sources(pattern):
     return sorted(str(p) for p in Path("csrc").glob(pattern))
 
 
-H2 = nghttp2()
-LEFT_OUT = {"csrc/py_nogrpc.c"} if H2 else {"csrc/py_grpc.c", *sources("h2_*.c")}
+H2 = library(
+    "libnghttp2",
+    NGHTTP2,
+    "GMP_NO_NGHTTP2",
+    "the native gRPC server, gmp.grpc.server will use grpcio's",
+    "libnghttp2-dev",
+)
+TLS = H2 and library("openssl", OPENSSL, "GMP_NO_OPENSSL", "TLS for the native gRPC server", "libssl-dev")
+if H2:
+    LEFT_OUT = {"csrc/py_nogrpc.c", "csrc/h2_notls.c" if TLS else "csrc/h2_tls.c"}
+else:
+    LEFT_OUT = {"csrc/py_grpc.c", "csrc/py_tls.c", *sources("h2_*.c")}
+CFLAGS = (H2[0] if H2 else []) + (TLS[0] if TLS else [])
 
 setup(
     version=version(),
@@ -292,7 +321,7 @@ setup(
             sources=[s for s in sources("*.c") if s not in LEFT_OUT] + sources("*.S"),
             depends=sources("*.h"),
             include_dirs=["csrc"],
-            extra_compile_args=compile_args() + (H2[0] if H2 else []) + shlex.split(os.environ.get("GMP_CFLAGS", "")),
+            extra_compile_args=compile_args() + CFLAGS + shlex.split(os.environ.get("GMP_CFLAGS", "")),
             extra_link_args=link_args() + ([*H2[1], "-Wl,-rpath,$ORIGIN"] if H2 else []),
         )
     ],

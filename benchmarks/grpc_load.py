@@ -4,7 +4,9 @@ grpcio's clients spend about as much processor time on a call as a server does. 
 This one speaks HTTP/2 itself, as far as one method with one request and one expected reply needs it, for some microseconds a call.
 Every reply is compared with the expected message; anything else raises LoadError.
 
-    python grpc_load.py PORT PATH REQUEST REPLY CONCURRENCY WARM_UP SECONDS     (messages in hex; JSON to stdout)
+    python grpc_load.py PORT PATH REQUEST REPLY CONCURRENCY WARM_UP SECONDS [CA]     (messages in hex; JSON to stdout)
+
+With a file of a CA certificate it speaks TLS, with a server of that CA called localhost.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import selectors
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -50,9 +53,13 @@ def text(value: bytes) -> bytes:
 class Connection:
     """One HTTP/2 connection: start() begins a call, receive() handles what the server sent and tells which calls are over."""
 
-    def __init__(self, port: int, path: str, request: bytes, reply: bytes) -> None:
+    def __init__(self, port: int, path: str, request: bytes, reply: bytes, tls: ssl.SSLContext | None) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.pending = int
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
+            self.pending = self.sock.pending
         self.message = b"\0" + struct.pack(">I", len(request)) + request
         self.reply = b"\0" + struct.pack(">I", len(reply)) + reply
         self.window = 65535  # what we may still send
@@ -94,6 +101,8 @@ class Connection:
         data = self.sock.recv(1 << 18)
         if not data:
             raise LoadError("the server closed the connection")
+        while self.pending():  # ssl's recv returns one record
+            data += self.sock.recv(1 << 18)
         data = self.unparsed + data
         ended = []
         at, end = 0, len(data)
@@ -124,9 +133,23 @@ class Connection:
         return ended
 
 
-def run(port: int, path: str, request: bytes, reply: bytes, concurrency: int, warm_up: float, seconds: float) -> Load:
+def run(
+    port: int,
+    path: str,
+    request: bytes,
+    reply: bytes,
+    concurrency: int,
+    warm_up: float,
+    seconds: float,
+    ca: str | None = None,
+) -> Load:
     """Keep `concurrency` calls under way for warm_up + seconds; measure during the latter."""
-    connections = [Connection(port, path, request, reply) for _ in range(min(CONNECTIONS, concurrency))]
+    tls = None
+    if ca is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.load_verify_locations(ca)
+        tls.set_alpn_protocols(["h2"])
+    connections = [Connection(port, path, request, reply, tls) for _ in range(min(CONNECTIONS, concurrency))]
     selector = selectors.DefaultSelector()
     clock = time.perf_counter
     waiting = dict.fromkeys(connections, 0)  # calls that a window does not allow yet
@@ -175,7 +198,7 @@ def run(port: int, path: str, request: bytes, reply: bytes, concurrency: int, wa
 
 
 def main() -> None:
-    port, path, request, reply, concurrency, warm_up, seconds = sys.argv[1:]
+    port, path, request, reply, concurrency, warm_up, seconds, *ca = sys.argv[1:]
     try:
         load = run(
             int(port),
@@ -185,6 +208,7 @@ def main() -> None:
             int(concurrency),
             float(warm_up),
             float(seconds),
+            *ca,
         )
     except (LoadError, OSError) as error:
         sys.exit(f"grpc_load: {error}")

@@ -2,6 +2,8 @@
 
 with Peer("goroutines", delay=0.05) as peer:
     sample = peer.measure(concurrency=1000, warm_up=0.3, seconds=1)
+
+With tls=a folder that make_certificates() has filled both sides speak TLS.
 """
 
 from __future__ import annotations
@@ -75,11 +77,12 @@ class Sample:
 class Peer:
     """A server process and the means to load and watch it."""
 
-    def __init__(self, kind: str, delay: float) -> None:
+    def __init__(self, kind: str, delay: float, tls: Path | None = None) -> None:
         self.kind = kind
+        self.tls = tls
         # In a session of its own: Ctrl-C is the parent's to handle.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(HERE), kind, str(delay)],
+            [sys.executable, "-P", str(HERE), kind, str(delay), *([str(tls)] if tls else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -125,6 +128,7 @@ class Peer:
         """Keep `concurrency` calls under way from another process and tell how that went."""
         message = b"\x0a\x03gmp", b"\x0a\x0bHello, gmp!"
         arguments = [self.port, METHOD, message[0].hex(), message[1].hex(), concurrency, warm_up, seconds]
+        arguments += [self.tls / "ca.pem"] if self.tls else []
         cpu = self.cpu()
         self.client = subprocess.Popen(
             [sys.executable, "-P", str(HERE.with_name("grpc_load.py")), *map(str, arguments)],
@@ -147,6 +151,30 @@ class Peer:
         cpu = self.cpu() - cpu
         cpu_calls = load["calls"] * (warm_up + seconds) / load["seconds"]
         return Sample(cpu=cpu, cpu_calls=cpu_calls, threads=threads, rss=rss, **load)
+
+
+def make_certificates(folder: Path) -> Path:
+    """Put ca.pem, cert.pem and key.pem (EC P-256) for localhost into the folder."""
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(1))
+    builder = builder.not_valid_after(now + datetime.timedelta(1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+    builder = builder.add_extension(x509.BasicConstraints(True, None), True)
+    cert = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / "ca.pem").write_bytes(cert)
+    (folder / "cert.pem").write_bytes(cert)
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return folder
 
 
 # -- the server's process ----------------------------------------------------------------------------------------------
@@ -178,34 +206,43 @@ def async_greeter(delay: float) -> Any:
     return Greeter()
 
 
-def serve(kind: str, delay: float) -> None:
+def open_port(server: Any, tls: str | None, ssl_server_credentials: Callable[..., Any]) -> int:
+    if tls is None:
+        return int(server.add_insecure_port("127.0.0.1:0"))
+    pair = [(Path(tls, "key.pem").read_bytes(), Path(tls, "cert.pem").read_bytes())]
+    return int(server.add_secure_port("127.0.0.1:0", ssl_server_credentials(pair)))
+
+
+def serve(kind: str, delay: float, tls: str | None) -> None:
+    import grpc
+
     from gmp.protos import helloworld_pb2_grpc
 
     if kind == "aio":
         import asyncio
 
-        asyncio.run(serve_aio(delay))
+        asyncio.run(serve_aio(delay, tls))
         return
+    credentials = grpc.ssl_server_credentials
     if kind in ("goroutines", "compat"):
         import gmp
         import gmp.grpc
 
         server = gmp.grpc.server() if kind == "goroutines" else gmp.grpc.compat_server()
         servicer = greeter(gmp.sleep, delay)
+        credentials = gmp.grpc.ssl_server_credentials
     else:
         from concurrent.futures import ThreadPoolExecutor
-
-        import grpc
 
         server = grpc.server(ThreadPoolExecutor(int(kind.removeprefix("threads-"))))
         servicer = greeter(time.sleep, delay)
     helloworld_pb2_grpc.add_GreeterServicer_to_server(servicer, server)
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    print(open_port(server, tls, credentials), flush=True)
     server.start()
     sys.stdin.read()
 
 
-async def serve_aio(delay: float) -> None:
+async def serve_aio(delay: float, tls: str | None) -> None:
     import asyncio
 
     import grpc.aio
@@ -214,7 +251,7 @@ async def serve_aio(delay: float) -> None:
 
     server = grpc.aio.server()
     helloworld_pb2_grpc.add_GreeterServicer_to_server(async_greeter(delay), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = open_port(server, tls, grpc.ssl_server_credentials)
     await server.start()
     print(port, flush=True)
     ended = asyncio.Event()
@@ -223,8 +260,8 @@ async def serve_aio(delay: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    kind, delay = arguments
-    serve(kind, float(delay))
+    kind, delay, *tls = arguments
+    serve(kind, float(delay), tls[0] if tls else None)
     os._exit(0)
 
 

@@ -9,10 +9,11 @@
  *   H2Method  a path the application knows, so that calls of it come with what it has noted down for it
  *
  * Files: h2_conn.c (a connection's goroutine, flushing, its end), h2_frames.c (the session: calls from frames, frames from what was
- * posted), h2_stream.c (a call as the application sees it), h2_io.c (bytes to and from the descriptor), h2_server.c (listeners,
- * connections, the queue of calls, drain), h2_native.c (native goroutines).
+ * posted), h2_stream.c (a call as the application sees it), h2_io.c (bytes to and from the descriptor), h2_tls.c (the same through
+ * OpenSSL; h2_notls.c without), h2_server.c (listeners, connections, the queue of calls, drain), h2_native.c (native goroutines).
  *
- * Lock order: servers_lock < H2Server.lock < H2Conn.lock < H2Stream.lock < H2Server.ready_lock < the scheduler's.  None is held while parked.
+ * Lock order: servers_lock < H2Server.lock < H2Conn.lock < H2Stream.lock < H2Tls.lock < H2Server.ready_lock < the scheduler's.  None is held
+ * while parked.
  */
 #ifndef GMP_H2_H
 #define GMP_H2_H
@@ -30,6 +31,7 @@ typedef struct H2Msg H2Msg;
 typedef struct H2Op H2Op;
 typedef struct H2Io H2Io;
 typedef struct H2Buf H2Buf;
+typedef struct H2Tls H2Tls;
 
 /* Times in ns; 0: never. */
 typedef struct H2Options {
@@ -164,14 +166,14 @@ struct H2Stream {
 };
 
 /* What a descriptor's bytes go through.  read and write: bytes, 0 at the end (read), or a negative errno (-EAGAIN: wait).
- * Owner only; neither blocks. */
+ * Owner only; neither blocks.  The others may be NULL: there is nothing to do. */
 struct H2Io {
-    int (*open)(
-        H2Conn *
-            c); /* the first call: c->tls is the listener's, and may become the connection's; GMP_E...; NULL: nothing to do */
-    ssize_t (*read)(H2Conn *c, char *buf, size_t n);
-    ssize_t (*write)(H2Conn *c, const char *buf, size_t n);
-    void (*close)(H2Conn *c); /* the last call; NULL: nothing to do */
+    int (*open)(H2Conn *c, void *tls);                      /* the first call, with the listener's tls; GMP_E... */
+    ssize_t (*read)(H2Conn *c, char *buf, size_t n);        /* n: H2_IN; sets c->again, c->held, clears c->shaking */
+    ssize_t (*write)(H2Conn *c, const char *buf, size_t n); /* sets c->held; 0 bytes: only what it holds */
+    void (*close)(H2Conn *c);                               /* the last call before the descriptor is closed */
+    void (*free)(H2Conn *c);                                /* with the last reference to c */
+    void (*forget)(void *tls);                              /* a listener that had it is gone */
 };
 extern const H2Io h2_plain;
 
@@ -191,6 +193,9 @@ struct H2Conn {
     H2Buf *out;        /* while the owner flushes */
     char *pending;     /* output that the socket did not take */
     size_t pending_off, pending_len;
+    bool held;          /* io has output of its own that the socket did not take */
+    bool again;         /* the last read left something: read again before waiting */
+    bool shaking;       /* io is not ready for the session's output yet */
     bool write_waiting; /* a goroutine waits until it does */
     bool broken;        /* the socket or the session failed */
     bool dead;          /* closed; atomic for readers without the lock */
@@ -237,7 +242,9 @@ typedef struct H2Listener {
     bool running;
 } H2Listener;
 
-enum { READY_CALL = 1, READY_END = 2 };
+enum { READY_CALL = 1, READY_END = 2, READY_NOTICE = 4 };
+
+#define H2_WARNING 320
 
 struct H2Server {
     uint32_t refs; /* atomic */
@@ -255,11 +262,17 @@ struct H2Server {
     H2Stream *ready_first, *ready_last;
     uint32_t nready; /* atomic for readers without the lock */
     bool done;       /* drained: nothing will come any more */
+    bool notice;     /* the application is to look at warnings and at what credentials ask for */
     WaitQ takers;
 
     Mutex dirty_lock;
     H2Conn *dirty;       /* that have something posted and not flushed; atomic for readers without the lock */
     int64_t dirty_since; /* nanotime of the oldest; atomic for readers without the lock */
+
+    Mutex warn_lock;
+    char warning[H2_WARNING]; /* for the application's log; empty: it has taken it */
+    int64_t warned;           /* nanotime of the last one */
+    uint32_t unwarned;        /* those that were left out since */
 
     /* Counters; atomic. */
     uint64_t accepted, calls, resets;
@@ -279,8 +292,14 @@ void h2_drain(H2Server *srv);
 /* Ends them, too. */
 void h2_kill(H2Server *srv);
 /* Parks until a call is there for the application, or (READY_END) one that has ended early and is to be told so: with a reference.
+ * Or (READY_NOTICE), with no stream, that there is a warning to log or that credentials wait for certificates.
  * GMP_ECLOSED: drained, and nothing will come any more. */
 int h2_take(H2Server *srv, H2Stream **st, int *why);
+void h2_notice(H2Server *srv);
+/* A line for the application's log; one a second, others are counted. */
+void h2_warn(H2Server *srv, const char *format, ...) GMP_PRINTF(2, 3);
+/* Takes it, of H2_WARNING bytes, with the number of those that were left out before it.  False: there is none. */
+bool h2_take_warning(H2Server *srv, char *line, uint32_t *unwarned);
 /* Sends what was posted, on the calling thread, but for what others are sending.  False: there was nothing. */
 bool h2_flush_dirty(H2Server *srv);
 /* The same for all servers that run: for Sched.before_idle. */
@@ -348,6 +367,34 @@ struct H2Buf {
 H2Buf *h2_buf_get(void); /* NULL: no memory */
 void h2_buf_put(H2Buf *b);
 void h2_peer_name(char *out, size_t size, const struct sockaddr_storage *peer, socklen_t len);
+
+/* ---- h2_tls.c, or h2_notls.c ---- */
+/* Credentials: what the listeners of one or more servers share; replaceable while they serve. */
+typedef struct H2Pem {
+    const char *data;
+    size_t len;
+} H2Pem;
+/* OpenSSL is there from now on; folder: where to look when the system has none, or NULL.  False, and why. */
+bool h2_tls_load(const char *folder, char *why, size_t size);
+H2Tls *h2_tls_new(void); /* NULL: no memory */
+void h2_tls_ref(H2Tls *tls);
+void h2_tls_unref(H2Tls *tls);
+/* Puts these in place of what connections to come are served with: n keys, n chains, and the roots that clients' certificates are
+ * checked by (NULL: clients are not asked for any).  False, and why: nothing has changed. */
+bool h2_tls_set(H2Tls *tls, const H2Pem *keys, const H2Pem *chains, uint32_t n, const H2Pem *roots, char *why,
+                size_t size);
+/* From now on each new connection waits until it is released, and the server's application gets a notice. */
+void h2_tls_hold(H2Tls *tls);
+/* A mark for all that wait now; 0: nobody does. */
+uint64_t h2_tls_waiting(H2Tls *tls);
+void h2_tls_release(H2Tls *tls, uint64_t mark);
+/* What is known of a client by TLS: pairs, one after the other; NULL with n = 0: no TLS, or no memory.  Valid while c is. */
+const char *h2_tls_peer(H2Conn *c, uint32_t *n);
+extern const H2Io h2_tls;
+/* No thread is inside OpenSSL between these two, so that the child of a fork finds its locks free.  In the child: ..._child. */
+void h2_tls_before_fork(void);
+void h2_tls_after_fork(void);
+void h2_tls_afterfork_child(void);
 
 /* ---- h2_native.c ---- */
 #define H2_SET (&scheds[SET_NATIVE])

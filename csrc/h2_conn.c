@@ -107,6 +107,17 @@ write_out(H2Conn *c, const char *data, size_t len)
 static bool
 write_pending(H2Conn *c)
 {
+    if (c->held) {
+        ssize_t n = c->io->write(c, NULL, 0);
+        if (n == -EAGAIN)
+            return false;
+        if (n < 0) {
+            c->broken = true;
+            return false;
+        }
+    }
+    if (c->pending == NULL)
+        return true;
     while (c->pending_off < c->pending_len) {
         ssize_t n = c->io->write(c, c->pending + c->pending_off, c->pending_len - c->pending_off);
         if (n == -EAGAIN)
@@ -127,9 +138,9 @@ static void
 flush(H2Conn *c, H2Buf *b)
 {
     size_t sent = 0;
-    if (c->broken || (c->pending != NULL && !write_pending(c)))
+    if (c->broken || ((c->pending != NULL || c->held) && !write_pending(c)))
         goto blocked;
-    for (;;) {
+    while (!c->shaking) {
         if (sent >= FLUSH_MOST) {
             c->more = true;
             return;
@@ -150,13 +161,13 @@ flush(H2Conn *c, H2Buf *b)
         }
         c->out = NULL;
         if (b->len == 0)
-            return;
+            break;
         sent += b->len;
         if (!write_out(c, b->out, b->len))
             break;
     }
 blocked:
-    if (!c->broken && c->pending != NULL)
+    if (!c->broken && (c->pending != NULL || c->held))
         wait_writable(c);
 }
 
@@ -313,9 +324,9 @@ service(H2Conn *c, H2Buf *b)
 static bool
 finished(H2Conn *c)
 {
-    if (c->broken || (c->killed && c->pending != NULL))
+    if (c->broken || (c->killed && (c->pending != NULL || c->held)) || (c->draining && c->shaking))
         return true;
-    return c->pending == NULL && (c->parting || !nghttp2_session_want_read(c->session)) &&
+    return c->pending == NULL && !c->held && (c->parting || !nghttp2_session_want_read(c->session)) &&
            !nghttp2_session_want_write(c->session);
 }
 
@@ -367,6 +378,8 @@ h2_conn_unref(H2Conn *c)
 {
     if (atomic_xadd(&c->refs, (uint32_t)-1) != 1)
         return;
+    if (c->io->free != NULL)
+        c->io->free(c);
     h2_server_unref(c->server);
     free(c);
 }
@@ -398,8 +411,7 @@ turn(H2Conn *c, bool *more)
     if (!c->broken)
         service(c, b);
     bool end = finished(c);
-    /* A short read has emptied the socket, and what comes later is an edge; but the end may have come with the data's edge. */
-    *more = c->more || n == (ssize_t)sizeof b->in || (n > 0 && (c->tls != NULL || atomic_load(&c->pd->hup)));
+    *more = c->more || c->again;
     mutex_unlock(&c->lock);
     h2_buf_put(b);
     return !end;
@@ -428,10 +440,10 @@ conn_close(H2Conn *c)
     netpoll_evict(c->pd);
     while (atomic_load(&c->write_waiting))
         gosleep(1000 * 1000);
+    if (c->io->close != NULL)
+        c->io->close(c); /* before the server is told: the process may end then */
     h2_conn_gone(c);
     netpoll_close(c->pd);
-    if (c->io->close != NULL)
-        c->io->close(c);
     close(c->fd);
 }
 
@@ -470,14 +482,13 @@ h2_conn_start(H2Server *srv, int fd, const H2Io *io, void *tls, const struct soc
     c->server = srv;
     c->fd = fd;
     c->io = io;
-    c->tls = tls;
     c->opened = c->last_read = c->idle_since = nanotime();
     h2_peer_name(c->peer, sizeof c->peer, peer, len);
     atomic_xadd(&srv->refs, 1u);
     c->session = h2_session_new(c);
     if (c->session == NULL || netpoll_open(H2_SET, fd, &c->pd) != 0)
         goto no_poll;
-    if (io->open != NULL && io->open(c) != GMP_OK)
+    if (io->open != NULL && io->open(c, tls) != GMP_OK)
         goto no_io;
     atomic_store(&c->chores, (uint32_t)CHORE_TIMER);
     mutex_lock(&srv->lock);
@@ -494,6 +505,7 @@ h2_conn_start(H2Server *srv, int fd, const H2Io *io, void *tls, const struct soc
     atomic_xadd_relaxed(&srv->accepted, (uint64_t)1);
     if (h2_go(conn_main, c) == GMP_OK)
         return GMP_OK;
+    atomic_store(&c->dead, true);
     h2_conn_gone(c);
     if (io->close != NULL)
         io->close(c);

@@ -16,6 +16,8 @@ plain_read(H2Conn *c, char *buf, size_t n)
 {
     for (;;) {
         ssize_t r = recv(c->fd, buf, n, 0);
+        /* A short read has emptied the socket, and what comes later is an edge; but the end may have come with the data's edge. */
+        c->again = r > 0 && (r == (ssize_t)n || atomic_load(&c->pd->hup));
         if (r >= 0)
             return r;
         if (errno != EINTR)

@@ -13,9 +13,12 @@
 #include "h2.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <unistd.h>
 
 #define FLUSH_NS (100 * 1000)
+#define WARN_NS ((int64_t)1000 * 1000 * 1000)
 
 static Mutex servers_lock;
 static H2Server *servers; /* that were started and not freed yet; atomic head */
@@ -56,6 +59,8 @@ h2_server_unref(H2Server *srv)
         srv->listeners = l->next;
         if (l->fd >= 0)
             close(l->fd);
+        if (l->tls != NULL)
+            l->io->forget(l->tls);
         free(l);
     }
     for (int i = 0; i < H2_BUCKETS; i++)
@@ -148,6 +153,13 @@ h2_take(H2Server *srv, H2Stream **st, int *why)
             *st = first;
             return GMP_OK;
         }
+        if (srv->notice) {
+            srv->notice = false;
+            mutex_unlock(&srv->ready_lock);
+            *st = NULL;
+            *why = READY_NOTICE;
+            return GMP_OK;
+        }
         if (srv->done) {
             mutex_unlock(&srv->ready_lock);
             return GMP_ECLOSED;
@@ -156,6 +168,51 @@ h2_take(H2Server *srv, H2Stream **st, int *why)
         if (code != GMP_OK)
             return code;
     }
+}
+
+void
+h2_notice(H2Server *srv)
+{
+    mutex_lock(&srv->ready_lock);
+    srv->notice = true;
+    waitq_wake(&srv->takers);
+    mutex_unlock(&srv->ready_lock);
+}
+
+void
+h2_warn(H2Server *srv, const char *format, ...)
+{
+    int64_t now = nanotime();
+    va_list args;
+    mutex_lock(&srv->warn_lock);
+    bool say = srv->warning[0] == 0 && (srv->warned == 0 || now - srv->warned >= WARN_NS);
+    if (say) {
+        va_start(args, format);
+        vsnprintf(srv->warning, sizeof srv->warning, format, args);
+        va_end(args);
+        srv->warned = now;
+    }
+    else {
+        srv->unwarned++;
+    }
+    mutex_unlock(&srv->warn_lock);
+    if (say)
+        h2_notice(srv);
+}
+
+bool
+h2_take_warning(H2Server *srv, char *line, uint32_t *unwarned)
+{
+    mutex_lock(&srv->warn_lock);
+    bool any = srv->warning[0] != 0;
+    if (any) {
+        memcpy(line, srv->warning, sizeof srv->warning);
+        *unwarned = srv->unwarned;
+        srv->warning[0] = 0;
+        srv->unwarned = 0;
+    }
+    mutex_unlock(&srv->warn_lock);
+    return any;
 }
 
 /* ---- flushing what was posted ---- */
@@ -253,6 +310,7 @@ h2_afterfork_child(void)
     servers_lock = (Mutex){0};
     servers = NULL;
     h2_io_afterfork_child();
+    h2_tls_afterfork_child();
 }
 
 /* ---- listeners ---- */

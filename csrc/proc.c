@@ -66,6 +66,21 @@ systemstack(void (*fn)(void *), void *arg)
     fn(arg);
 }
 
+void
+g0stack(void (*fn)(void *), void *arg)
+{
+#if !defined(GMP_ASAN) && !defined(GMP_TSAN)
+    M *mp = getm();
+    G *gp = mp != NULL ? mp->curg : NULL;
+    if (gp != NULL && gp->stack_lo != NULL && mp->g0.sp != NULL &&
+        (uintptr_t)&mp - (uintptr_t)gp->stack_lo < stack_class_size((StackClass)gp->stackclass)) {
+        gmp_call_on(mp->g0.sp, fn, arg);
+        return;
+    }
+#endif
+    fn(arg);
+}
+
 typedef struct Heap {
     void *p;
     size_t n;

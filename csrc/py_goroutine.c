@@ -1072,6 +1072,7 @@ static PyObject *
 py_before_fork(PyObject *module, PyObject *unused)
 {
     tstate_fork_id(true);
+    grpc_before_fork();
     Py_RETURN_NONE;
 }
 
@@ -1079,6 +1080,7 @@ static PyObject *
 py_after_fork_parent(PyObject *module, PyObject *unused)
 {
     tstate_fork_id(false);
+    grpc_after_fork();
     Py_RETURN_NONE;
 }
 

@@ -13,6 +13,7 @@
  */
 #include "h2.h"
 #include "py_gmp.h"
+#include "py_tls.h"
 
 #include <errno.h>
 
@@ -45,6 +46,7 @@ typedef struct GrpcServer {
     GrpcMethod *methods;
     Counts others;        /* of calls to no known method */
     PyObject *access_log; /* access_log(path, peer, code, seconds), or NULL */
+    PyObject *notice;     /* notice(): warnings() may have one, credentials may wait; NULL */
     int64_t max_send;
     Py_ssize_t active, maximum; /* calls that run; maximum < 0: any number */
     int compression;
@@ -800,6 +802,14 @@ call_peer(PyObject *self, PyObject *unused)
     return st == NULL ? NULL : PyUnicode_FromString(st->conn->peer);
 }
 
+/* _tls_peer(): what TLS tells of the client; empty without it. */
+static PyObject *
+call_tls_peer(PyObject *self, PyObject *unused)
+{
+    H2Stream *st = stream_of(self);
+    return st == NULL ? NULL : py_tls_peer(st->conn);
+}
+
 static PyObject *
 call_path(PyObject *self, void *closure)
 {
@@ -941,6 +951,7 @@ static PyMethodDef call_methods[] = {
     {"set_compression", call_set_compression, METH_O, PyDoc_STR("How responses are compressed.")},
     {"disable_next_message_compression", call_disable_next, METH_NOARGS, PyDoc_STR("But not the next one.")},
     {"add_callback", call_add_callback, METH_O, PyDoc_STR("Called when the call has ended; False: it has.")},
+    {"_tls_peer", call_tls_peer, METH_NOARGS, NULL},
     {"_recv", call_recv, METH_NOARGS, NULL},
     {"_send", (PyCFunction)(void (*)(void))call_send, METH_FASTCALL, NULL},
     {"_start", call_start, METH_O, NULL},
@@ -1118,6 +1129,18 @@ end_call(H2Stream *st)
     return h == NULL ? -1 : 0;
 }
 
+/* Warnings and the like are Python's; what it calls for them may park. */
+static int
+give_notice(GrpcServer *server)
+{
+    PyObject *h = Py_None;
+    if (server->notice != NULL)
+        h = py_go(NULL, &server->notice, 1, NULL);
+    if (h != Py_None)
+        Py_XDECREF(h);
+    return h == NULL ? -1 : 0;
+}
+
 /* dispatch(): starts a goroutine for each call, until the server has ended. */
 static PyObject *
 server_dispatch(PyObject *self, PyObject *unused)
@@ -1145,7 +1168,7 @@ server_dispatch(PyObject *self, PyObject *unused)
                 py_raise_code(code, "dispatch()", &w);
             return NULL;
         }
-        if ((why == READY_CALL ? start_call(server, st) : end_call(st)) < 0)
+        if ((why == READY_NOTICE ? give_notice(server) : why == READY_CALL ? start_call(server, st) : end_call(st)) < 0)
             PyErr_WriteUnraisable(self); /* no memory; the others go on */
     }
 }
@@ -1157,23 +1180,28 @@ raise_errno(int err)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-/* listen(fd): the listening socket becomes the server's. */
+/* listen(fd, GrpcTls or None): the listening socket becomes the server's. */
 static PyObject *
-server_listen(PyObject *self, PyObject *arg)
+server_listen(PyObject *self, PyObject *args)
 {
-    long fd = PyLong_AsLong(arg);
-    if (fd < 0) {
-        if (!PyErr_Occurred())
-            raise_errno(EBADF);
+    int fd;
+    PyObject *credentials = Py_None;
+    H2Tls *tls = NULL;
+    if (!PyArg_ParseTuple(args, "i|O", &fd, &credentials))
         return NULL;
-    }
+    if (fd < 0)
+        return raise_errno(EBADF);
     H2Server *srv = engine_of(self);
-    if (srv == NULL)
+    if (srv == NULL || (credentials != Py_None && (tls = py_tls_get(credentials)) == NULL))
         return NULL;
-    int err = h2_listen(srv, (int)fd, &h2_plain, NULL);
-    if (err != 0)
-        return raise_errno(err);
-    Py_RETURN_NONE;
+    if (tls != NULL)
+        h2_tls_ref(tls);
+    int err = h2_listen(srv, fd, tls != NULL ? &h2_tls : &h2_plain, tls);
+    if (err == 0)
+        Py_RETURN_NONE;
+    if (tls != NULL)
+        h2_tls_unref(tls);
+    return raise_errno(err);
 }
 
 static PyObject *
@@ -1322,6 +1350,29 @@ server_access_log(PyObject *self, PyObject *fn)
     Py_RETURN_NONE;
 }
 
+/* on_notice(fn or None): called in a goroutine when warnings() may have one, or credentials wait for certificates. */
+static PyObject *
+server_on_notice(PyObject *self, PyObject *fn)
+{
+    Py_XSETREF(((GrpcServer *)self)->notice, fn != Py_None ? Py_NewRef(fn) : NULL);
+    Py_RETURN_NONE;
+}
+
+/* warning(): (line, number of those left out before it), or None. */
+static PyObject *
+server_warning(PyObject *self, PyObject *unused)
+{
+    H2Server *srv = engine_of(self);
+    char line[H2_WARNING];
+    uint32_t unwarned;
+    if (srv == NULL)
+        return NULL;
+    if (!h2_take_warning(srv, line, &unwarned))
+        Py_RETURN_NONE;
+    PyObject *text = PyUnicode_DecodeUTF8(line, (Py_ssize_t)strlen(line), "replace");
+    return text == NULL ? NULL : Py_BuildValue("(NI)", text, unwarned);
+}
+
 static PyObject *
 server_stats(PyObject *self, PyObject *unused)
 {
@@ -1430,6 +1481,7 @@ server_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(server->serve);
     Py_VISIT(server->failed);
     Py_VISIT(server->access_log);
+    Py_VISIT(server->notice);
     for (GrpcMethod *m = server->methods; m != NULL; m = m->next) {
         Py_VISIT(m->handler);
         Py_VISIT(m->behavior);
@@ -1461,11 +1513,12 @@ server_dealloc(PyObject *self)
     Py_XDECREF(server->serve);
     Py_XDECREF(server->failed);
     Py_XDECREF(server->access_log);
+    Py_XDECREF(server->notice);
     Py_TYPE(self)->tp_free(self);
 }
 
 static PyMethodDef server_methods[] = {
-    {"listen", server_listen, METH_O, NULL},
+    {"listen", server_listen, METH_VARARGS, NULL},
     {"start", server_start, METH_NOARGS, NULL},
     {"drain", server_drain, METH_NOARGS, NULL},
     {"kill", server_kill, METH_NOARGS, NULL},
@@ -1475,6 +1528,8 @@ static PyMethodDef server_methods[] = {
     {"methods", server_methods_counts, METH_NOARGS, NULL},
     {"connections", server_connections, METH_NOARGS, NULL},
     {"access_log", server_access_log, METH_O, NULL},
+    {"on_notice", server_on_notice, METH_O, NULL},
+    {"warning", server_warning, METH_NOARGS, NULL},
     {0},
 };
 
@@ -1494,7 +1549,8 @@ static PyObject *
 grpc_setup(PyObject *module, PyObject *args)
 {
     PyObject *codes, *datum, *decompress, *compress, *var;
-    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &codes, &datum, &decompress, &compress, &PyContextVar_Type, &var))
+    if (!PyArg_ParseTuple(args, "O!OOOO!", &PyDict_Type, &codes, &datum, &decompress, &compress, &PyContextVar_Type,
+                          &var))
         return NULL;
     Py_XSETREF(status_codes, Py_NewRef(codes));
     Py_XSETREF(metadatum, Py_NewRef(datum));
@@ -1514,7 +1570,7 @@ static PyMethodDef grpc_methods[] = {
 int
 grpc_module_init(PyObject *module)
 {
-    if (PyType_Ready(&GrpcCall_Type) < 0 || PyType_Ready(&GrpcServer_Type) < 0 ||
+    if (PyType_Ready(&GrpcCall_Type) < 0 || PyType_Ready(&GrpcServer_Type) < 0 || tls_module_init(module) < 0 ||
         PyModule_AddFunctions(module, grpc_methods) < 0 ||
         PyModule_AddObjectRef(module, "GrpcCall", (PyObject *)&GrpcCall_Type) < 0 ||
         PyModule_AddObjectRef(module, "GrpcServer", (PyObject *)&GrpcServer_Type) < 0)
@@ -1522,6 +1578,18 @@ grpc_module_init(PyObject *module)
     run_call_fn = PyObject_GetAttrString(module, "_grpc_run");
     run_callbacks_fn = PyObject_GetAttrString(module, "_grpc_callbacks");
     return run_call_fn == NULL || run_callbacks_fn == NULL ? -1 : 0;
+}
+
+void
+grpc_before_fork(void)
+{
+    h2_tls_before_fork();
+}
+
+void
+grpc_after_fork(void)
+{
+    h2_tls_after_fork();
 }
 
 void

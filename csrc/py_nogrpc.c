@@ -9,6 +9,16 @@ grpc_module_init(PyObject *module)
 }
 
 void
+grpc_before_fork(void)
+{
+}
+
+void
+grpc_after_fork(void)
+{
+}
+
+void
 grpc_afterfork_child(void)
 {
 }

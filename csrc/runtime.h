@@ -388,6 +388,8 @@ getg(void) /* the calling goroutine, or NULL on a thread that was never adopted 
 /* ---- proc.c ---- */
 /* Calls fn(arg) on a stack with room: g0's instead of 2 KiB.  No switch inside.  Go: runtime.systemstack */
 void systemstack(void (*fn)(void *), void *arg);
+/* The same for a goroutine on a stack of any size: what fn touches of it stays with the thread, not with each goroutine. */
+void g0stack(void (*fn)(void *), void *arg);
 /* The heap, so called. */
 void *g_malloc(size_t n);
 void *g_calloc(size_t n);

@@ -12,6 +12,7 @@ headers='import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get
 "$python" -c "$headers" 2>/dev/null || need="$need python3-dev"
 "$python" -c 'import venv, ensurepip' 2>/dev/null || need="$need python3-venv"
 pkg-config --exists "libnghttp2 >= 1.52" 2>/dev/null || need="$need pkg-config libnghttp2-dev"
+pkg-config --exists "openssl >= 3.0" 2>/dev/null || need="$need pkg-config libssl-dev"
 if [ "${1:-}" = windows ]; then
     command -v x86_64-w64-mingw32-gcc >/dev/null || need="$need gcc-mingw-w64-x86-64-posix"
     command -v wine >/dev/null || need="$need wine wine64"

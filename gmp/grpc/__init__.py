@@ -20,6 +20,7 @@ serve() runs a server in several processes on one port.
     __init__.py  server(), compat_server(), insecure_channel(), secure_channel()
     _server.py   the native server: start, stop, figures     _call.py  serving a call       _context.py  what a handler sees of it
     _ports.py    addresses and sockets                       _processes.py  serve()         _current.py  gmp.context.current() there
+    _credentials.py  TLS: ssl_server_credentials() and its kin
     _compat.py   everything that knows grpcio's private interface
     _sync.py     the lock and the condition variable that grpcio's server code waits on there
 
@@ -44,12 +45,27 @@ except ModuleNotFoundError as error:
 
 from gmp import _core
 from gmp.grpc import _compat
+from gmp.grpc._credentials import (
+    dynamic_ssl_server_credentials,
+    ssl_server_certificate_configuration,
+    ssl_server_credentials,
+)
 from gmp.grpc._processes import serve
 
 if TYPE_CHECKING:
     import grpc
 
-__all__ = ["compat_server", "insecure_channel", "is_native", "secure_channel", "serve", "server"]
+__all__ = [
+    "compat_server",
+    "dynamic_ssl_server_credentials",
+    "insecure_channel",
+    "is_native",
+    "secure_channel",
+    "serve",
+    "server",
+    "ssl_server_certificate_configuration",
+    "ssl_server_credentials",
+]
 
 is_native: bool = hasattr(_core, "GrpcServer")
 """Whether this build has the native server: it was built with libnghttp2."""

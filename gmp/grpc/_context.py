@@ -17,6 +17,8 @@ from gmp.grpc._current import context_of
 
 _LOGGER = logging.getLogger(__name__)
 
+_IDENTITIES = ("x509_subject_alternative_name", "x509_common_name")
+
 
 class Metadatum(NamedTuple):
     """An entry of invocation_metadata(): bytes for keys that end in -bin."""
@@ -49,13 +51,18 @@ class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]
         return found
 
     def peer_identities(self) -> Sequence[bytes] | None:
-        return None
+        key = self.peer_identity_key()
+        return None if key is None else self.auth_context()[key]
 
     def peer_identity_key(self) -> str | None:
-        return None
+        names = dict(self._tls_peer())
+        return next((key for key in _IDENTITIES if key in names), None)
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        return {}
+        context: dict[str, list[bytes]] = {}
+        for name, value in self._tls_peer():
+            context.setdefault(name, []).append(value)
+        return context
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
         if not self._start(initial_metadata):

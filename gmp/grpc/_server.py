@@ -25,6 +25,7 @@ from gmp._core import GrpcServer
 from gmp.grpc import _metrics
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
+from gmp.grpc._credentials import ServerCredentials
 from gmp.grpc._ports import bind
 
 _LOGGER = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class _State:
         self.stage = "new"
         self.events: list[threading.Event] = []
         self.terminated: gmp.Chan[None] = gmp.Chan()  # closed
+        self.dynamic: list[ServerCredentials] = []  # whose certificates are asked for at each new connection
 
     def dispatch(self) -> None:
         """Run in a goroutine, until the last connection has gone."""
@@ -88,10 +90,19 @@ class _State:
         finally:
             self.end()
 
+    def notice(self) -> None:
+        """Run in a goroutine when the engine has something to say."""
+        if warning := self.core.warning():
+            line, left_out = warning
+            _LOGGER.warning("%s%s", line, f" ({left_out} more warnings were left out before)" if left_out else "")
+        for credentials in self.dynamic:
+            credentials._serve_waiting()
+
     def end(self) -> None:
         with self.lock:
             self.stage = "stopped"
             events, self.events = self.events, []
+        self.core.on_notice(None)
         for event in events:
             event.set()
         self.terminated.close()
@@ -127,6 +138,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         self._service.core = self._core
         self._state = _State(self._core)
         _servers.add(self)
+        self._core.on_notice(self._state.notice)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
         handlers = list(generic_rpc_handlers)
@@ -142,6 +154,26 @@ class Server(grpc.Server):  # type: ignore[misc]
 
     def add_insecure_port(self, address: str) -> int:
         """Listen on host:port, [ipv6]:port or unix:path.  Returns the port; RuntimeError when it cannot be had."""
+        return self._listen(address, None)
+
+    def add_secure_port(self, address: str, server_credentials: Any) -> int:
+        """The same with TLS: what gmp.grpc.ssl_server_credentials() returns."""
+        if not isinstance(server_credentials, ServerCredentials):
+            raise TypeError(
+                "add_secure_port takes what gmp.grpc.ssl_server_credentials() or dynamic_ssl_server_credentials() returns, not "
+                f"{type(server_credentials).__module__}.{type(server_credentials).__qualname__}: the keys in grpcio's objects can be "
+                "seen by grpcio only; they have the same arguments (or use gmp.grpc.compat_server, which takes those too)"
+            )
+        try:
+            tls = server_credentials._native()
+        except ValueError as error:
+            raise RuntimeError(f"Failed to bind to address {address}: {error}") from error
+        port = self._listen(address, tls)
+        if server_credentials._fetcher is not None and server_credentials not in self._state.dynamic:
+            self._state.dynamic.append(server_credentials)
+        return port
+
+    def _listen(self, address: str, tls: Any) -> int:
         try:
             sockets = bind(address, self._reuse_port)
         except (OSError, ValueError) as error:
@@ -150,16 +182,11 @@ class Server(grpc.Server):  # type: ignore[misc]
         for sock in sockets:
             fd = sock.detach()
             try:
-                self._core.listen(fd)
+                self._core.listen(fd, tls)
             except OSError:
                 os.close(fd)
                 raise
         return port
-
-    def add_secure_port(self, address: str, server_credentials: Any) -> int:
-        raise RuntimeError(
-            "gmp.grpc.server cannot serve TLS: use gmp.grpc.compat_server, which takes grpc.ssl_server_credentials"
-        )
 
     def start(self) -> None:
         state = self._state
@@ -248,6 +275,8 @@ class Server(grpc.Server):  # type: ignore[misc]
         if state is not None:
             with contextlib.suppress(RuntimeError):  # in the child of a fork it is none
                 state.core.kill()
+            if state.stage == "new":
+                state.core.on_notice(None)
             self._service.core = None
 
 

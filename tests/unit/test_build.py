@@ -93,6 +93,15 @@ def _is_native() -> bool:
     return hasattr(_core, "GrpcServer")
 
 
+def _has_tls() -> bool:
+    from gmp import _core
+
+    try:
+        return bool(_core.GrpcTls(None))
+    except (AttributeError, RuntimeError):
+        return False
+
+
 def test_wheel_contents(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as z:
         names = z.namelist()
@@ -101,6 +110,8 @@ def test_wheel_contents(wheel: Path) -> None:
     assert [n for n in names if n.endswith(".so")] == ["gmp/_core" + str(sysconfig.get_config_var("EXT_SUFFIX"))]
     bundled = [n for n in names if n.startswith("gmp/libnghttp2.so")]
     assert len(bundled) == _is_native()
+    bundled = sorted(n.partition(".so")[0] for n in names if n.startswith("gmp/_openssl/") and ".so." in n)
+    assert bundled == (["gmp/_openssl/libcrypto", "gmp/_openssl/libssl"] if _has_tls() else [])
     expected = {"__init__.py", "py.typed", "_core.pyi", "_ffi.py"}
     stubs = ("__init__.py", "helloworld_pb2.py", "helloworld_pb2.pyi", "helloworld_pb2_grpc.py")
     expected |= {f"protos/{n}" for n in stubs}
@@ -294,6 +305,44 @@ def test_build_without_libnghttp2(build_python: Path, tree: Path, tmp_path: Path
     ).stdout
     assert said.startswith("False grpc._server gmp was built without libnghttp2: "), said
     assert "libnghttp2-dev" in said
+
+
+WITHOUT_OPENSSL = """
+import gmp.grpc
+server = gmp.grpc.server()
+credentials = gmp.grpc.ssl_server_credentials([(b"key", b"certificate")])
+print(gmp.grpc.is_native, server.add_insecure_port("127.0.0.1:0") > 0)
+try:
+    server.add_secure_port("127.0.0.1:0", credentials)
+except RuntimeError as error:
+    print(error)
+server.stop(None)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_build_without_openssl(build_python: Path, tree: Path, tmp_path: Path) -> None:
+    """Says what is missing, and yields the native server without TLS."""
+    pytest.importorskip("grpc")
+    if not _is_native():
+        pytest.skip("built without libnghttp2")
+    env = {"GMP_NO_OPENSSL": "1"}
+    folders = ("--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp"))
+    done = setup_py(build_python, tree, "", "--quiet", "build_ext", *folders, **env)
+    assert done.returncode == 0, done.stderr
+    assert "warning: gmp-runtime: GMP_NO_OPENSSL is set: building without TLS for the native gRPC server" in done.stderr
+    assert "apt-get install libssl-dev" in done.stderr
+    done = setup_py(build_python, tree, "", "--quiet", "build_py", *folders[:2], **env)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "lib/gmp/_openssl").exists()
+    said = run(
+        sys.executable, "-P", "-c", WITHOUT_OPENSSL, env={**os.environ, "PYTHONPATH": str(tmp_path / "lib")}
+    ).stdout
+    assert said.splitlines() == [
+        "True True",
+        "gmp was built without OpenSSL: for TLS install libssl-dev and pkg-config and build gmp again",
+    ]
 
 
 def test_build_without_grpcio_tools(build_python: Path, tree: Path, tmp_path: Path) -> None:
