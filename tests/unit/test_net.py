@@ -701,10 +701,11 @@ def test_resolving_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refused_names_the_address() -> None:
-    with listen("127.0.0.1:0") as listener:
-        port = listener.addr[1]
-    with pytest.raises(ConnectionRefusedError, match=f"dial tcp 127.0.0.1:{port}: "):
-        dial(("127.0.0.1", int(port)), timeout=WAIT)
+    with so.socket() as s:
+        s.bind(("127.0.0.1", 0))  # who does not listen gets no connections
+        port = s.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError, match=f"dial tcp 127.0.0.1:{port}: "):
+            dial(("127.0.0.1", port), timeout=WAIT)
 
 
 def test_dial_times_out() -> None:
