@@ -118,6 +118,6 @@ def test_timer_while_busy() -> None:
     t0 = time.monotonic()
     sleeper = go(gmp.sleep, 0.05)
     sleeper.join(20)
-    assert time.monotonic() - t0 < 10
+    assert time.monotonic() - t0 < 20
     stop = True
     g.join()

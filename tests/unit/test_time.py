@@ -71,7 +71,7 @@ def test_fires_although_nobody_waits() -> None:
     time.sleep(0.1)
     t0 = time.monotonic()
     timer.c.recv(10)
-    assert time.monotonic() - t0 < 5
+    assert time.monotonic() - t0 < 20
 
 
 def test_stop() -> None:
