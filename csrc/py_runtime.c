@@ -131,6 +131,20 @@ failed:
 }
 
 static PyObject *
+py_status(PyObject *module, PyObject *arg)
+{
+    if (!Py_IS_TYPE(arg, &Goroutine_Type)) {
+        PyErr_Format(PyExc_TypeError, "_status() argument must be a Goroutine, not %.200s", Py_TYPE(arg)->tp_name);
+        return NULL;
+    }
+    Goroutine *h = (Goroutine *)arg;
+    if (h->state != GR_RUNNING)
+        Py_RETURN_NONE;
+    const char *status = h->queued ? NULL : py_status_name(&h->u.pg->g);
+    return PyUnicode_FromString(status != NULL ? status : "runnable");
+}
+
+static PyObject *
 py_stats(PyObject *module, PyObject *unused)
 {
     Sched *sched = SCHED;
@@ -199,6 +213,9 @@ PyMethodDef runtime_methods[] = {
      PyDoc_STR(
          "_goroutines($module, /)\n--\n\n[(id, parent id, status, minutes waited, name, created by or None, frame "
          "or None)]\n\nOne that begins to run just now may be there twice.")},
+    {"_status", py_status, METH_O,
+     PyDoc_STR("_status($module, goroutine, /)\n--\n\nFor tests: its status as _goroutines() has it, None when it has "
+               "ended.")},
     {"set_max_threads", py_set_max_threads, METH_O,
      PyDoc_STR(
          "set_max_threads($module, n, /)\n--\n\nLimit the threads that gmp starts to n (10,000 at first); return the "

@@ -9,20 +9,20 @@ import sys
 import pytest
 
 PRELUDE = """
-import gmp, ctypes, faulthandler, os, signal, sys, threading, time
+import gmp, ctypes, faulthandler, os, signal, sys, tempfile, threading, time
+from tests.waiting import parked
 ch = gmp.Chan()
-begun = []
 def inner():
-    begun.append(1)
     ch.recv()
 def worker():
     inner()
 def spawn(n):
-    for _ in range(n):
-        gmp.go(worker)
-    while len(begun) < n:
-        gmp.sleep(0.01)
-    gmp.sleep(0.05)
+    gs = [gmp.go(worker) for _ in range(n)]
+    parked(*gs)
+dump = tempfile.TemporaryFile("w+")
+def dumped():
+    dump.seek(0)
+    return dump.read()
 """
 
 
@@ -68,7 +68,7 @@ print("end")
 
 @pytest.mark.parametrize(
     "main",
-    ["gmp.sleep(0.7)", "time.sleep(0.7)", "spin(0.7)", "gmp.go(spin, 0.7).join()", "gmp.go(time.sleep, 0.7).join()"],
+    ["gmp.sleep(0.5)", "time.sleep(0.5)", "spin(0.5)", "gmp.go(spin, 0.5).join()", "gmp.go(time.sleep, 0.5).join()"],
 )
 def test_dump_later(child, main: str) -> None:
     c = child(
@@ -79,14 +79,15 @@ def spin(seconds):
     while time.monotonic() - t < seconds:
         pass
 spawn(5)
-faulthandler.dump_traceback_later(0.3)
-{main}
-faulthandler.cancel_dump_traceback_later()
-print("end")
+faulthandler.dump_traceback_later(0.3, file=dump)
+while not dumped():
+    {main}
+faulthandler.cancel_dump_traceback_later()  # waits for its end
+print(dumped())
 """
-    ).expect(0, "end")
-    assert "Timeout (0:00:00.300000)!" in c.err
-    assert c.err.count(" in inner\n") == 5
+    ).expect(0)
+    assert "Timeout (0:00:00.300000)!" in c.out
+    assert c.out.count(" in inner\n") == 5
 
 
 def test_dump_later_and_exit(child) -> None:
@@ -96,14 +97,21 @@ def test_dump_later_and_exit(child) -> None:
 
 @pytest.mark.parametrize("where", ["parked", "blocked", "goroutine"])
 def test_registered_signal(child, where: str) -> None:
-    run = {"parked": "gmp.sleep(1)", "blocked": "time.sleep(1)", "goroutine": "gmp.go(time.sleep, 1).join()"}[where]
+    run = {"parked": "gmp.sleep(.5)", "blocked": "time.sleep(.5)", "goroutine": "gmp.go(time.sleep, .5).join()"}[where]
     c = child.start(
-        PRELUDE + f"spawn(3)\nfaulthandler.register(signal.SIGUSR1)\nprint('ready', flush=True)\n{run}\nprint('end')\n"
+        PRELUDE
+        + f"""
+spawn(3)
+faulthandler.register(signal.SIGUSR1, file=dump)
+print("ready", flush=True)
+while dumped().count(" in inner\\n") < 3:
+    {run}
+print("end")
+"""
     )
     assert c.readline() == "ready\n"
     os.kill(c.process.pid, signal.SIGUSR1)
     c.finish(20).expect(0, "end")
-    assert c.err.count(" in inner\n") == 3
 
 
 CRASHES = {
@@ -138,10 +146,19 @@ def test_crash(child, crash: str, where: str, order: str) -> None:
 def test_crash_among_a_thousand(child, faulthandler: bool) -> None:
     """faulthandler shows a hundred threads, perhaps not the one that matters: gmp adds that."""
     enable = "faulthandler.enable()\n" if faulthandler else ""
-    script = "def crash():\n    ctypes.string_at(8)\ng = gmp.go(lambda: (ch.recv(), crash()))\nspawn(1000)\nch.send(1)\ng.join()\n"
+    script = """
+def crash():
+    ctypes.string_at(8)
+first = gmp.Chan()
+g = gmp.go(lambda: (first.recv(), crash()))
+print(g.id, flush=True)
+spawn(1000)
+first.send(1)
+g.join()
+"""
     c = child(PRELUDE + enable + script).expect(-signal.SIGSEGV)
     assert ("Fatal Python error" in c.err) == faulthandler
-    assert "A fault in\ngoroutine 2 [running]:\n" in c.err, c
+    assert f"A fault in\ngoroutine {int(c.out)} [running]:\n" in c.err, c
     assert ", in crash\n" in c.err[c.err.index("A fault in") :], c
 
 

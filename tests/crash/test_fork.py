@@ -10,9 +10,9 @@ WARNINGS = ("-W", "ignore::DeprecationWarning")  # 3.12+: fork in a process with
 
 BODY = """
     import gmp, os, sys, threading, time
+    from tests.waiting import parked
     ch = gmp.Chan()
-    parked = [gmp.go(ch.recv) for _ in range(50)]
-    gmp.sleep(0.01)
+    parked(*[gmp.go(ch.recv) for _ in range(50)])
     def check():
         "All of gmp works, and nothing of before the fork is left."
         back = gmp.Chan()
@@ -20,9 +20,7 @@ BODY = """
         assert sorted(back.recv() for _ in range(100)) == list(range(100))
         for g in gs: g.join()
         gmp.sleep(0.01)
-        t0 = time.monotonic()
         for g in [gmp.go(time.sleep, 0.1) for _ in range(5)]: g.join()
-        assert time.monotonic() - t0 < 5
         out = []
         t = threading.Thread(target=lambda: out.append(gmp.go(lambda: 3).result())); t.start(); t.join()
         assert out == [3]
@@ -95,8 +93,8 @@ def test_child_ends_by_itself(child) -> None:
     child(
         """
         import gmp, os, sys
-        parked = [gmp.go(gmp.Chan().recv) for _ in range(50)]
-        gmp.sleep(0.01)
+        from tests.waiting import parked
+        parked(*[gmp.go(gmp.Chan().recv) for _ in range(50)])
         pid = os.fork()
         if pid == 0:
             gmp.go(int).join()
@@ -168,7 +166,7 @@ def test_subprocess_from_goroutines(child) -> None:
         g = gmp.go(p.wait)
         gmp.sleep(0.05)
         p.terminate()
-        assert g.result(20) == -15
+        assert g.result() == -15
         """,
         timeout=60,
     ).expect(0, str([2 * i for i in range(8)]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 
 import pytest
 
@@ -14,29 +13,30 @@ PRELUDE = """
 import signal
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 import gmp, os, subprocess, sys, threading, time
+from tests.waiting import parked, undisturbed, until
 ch = gmp.Chan()
-begun = []
+workers = []
 def inner():
-    begun.append(1)
     ch.recv()
-def settle(n):                          # until n workers have parked
-    while len(begun) < n:
-        gmp.sleep(0.01)
-    gmp.sleep(0.05)
 def worker():
     inner()
 def spawn(n):
     for _ in range(n):
-        gmp.go(worker)
+        workers.append(gmp.go(worker))
+def settle():
+    parked(*workers)
 def ready():
     print("ready", flush=True)
 def later():
     t = threading.Timer(0.3, ready)
     t.daemon = True
     t.start()
+helping = []
 def helper():                           # somebody who could wake main: no deadlock
+    helping.append(1)
     time.sleep(60)
 threading.Thread(target=helper, daemon=True).start()
+until(lambda: helping)
 """
 
 MAIN = {
@@ -69,7 +69,7 @@ def parts(text: str) -> list[str]:
 
 @pytest.mark.parametrize("doing", MAIN)
 def test_whatever_main_does(child, doing: str) -> None:
-    err = quit(child.start(PRELUDE + "spawn(3)\nsettle(3)\n" + MAIN[doing]))
+    err = quit(child.start(PRELUDE + "spawn(3)\nsettle()\n" + MAIN[doing]))
     assert "holds the GIL" not in err
     workers = [p for p in parts(err) if re.match(r"goroutine \d+ \[chan receive\]:\n", p) and "in worker" in p]
     assert len(workers) == 3, err
@@ -87,9 +87,19 @@ def test_whatever_main_does(child, doing: str) -> None:
 
 
 def test_a_call_that_holds_the_gil(child) -> None:
-    c = child.start(PRELUDE + "spawn(3)\nsettle(3)\nready()\nspawn(1)\nsum(range(1 << 62))\n")
+    c = child.start(
+        PRELUDE
+        + """
+import ctypes
+spawn(3)
+settle()
+with undisturbed():
+    spawn(1)
+    ctypes.PyDLL(None).write(1, b"ready\\n", 6)  # which keeps the GIL
+    sum(range(1 << 62))
+"""
+    )
     assert c.readline() == "ready\n"
-    time.sleep(0.3)
     os.kill(c.process.pid, signal.SIGQUIT)
     c.finish(20)
     c.expect(2)
@@ -113,7 +123,7 @@ def test_goroutines_that_have_not_begun(child) -> None:
 
 
 def test_waiting_time(child) -> None:
-    err = quit(child.start(PRELUDE + "spawn(2)\nsettle(2)\ngmp._core._add_to_waits(185)\n" + MAIN["blocked in C"]))
+    err = quit(child.start(PRELUDE + "spawn(2)\nsettle()\ngmp._core._add_to_waits(185)\n" + MAIN["blocked in C"]))
     assert len(re.findall(r"^goroutine \d+ \[chan receive, 3 minutes\]:$", err, re.M)) == 2
 
 
@@ -127,15 +137,15 @@ def größe(n):
         größe(n - 1)
     else:
         ch.recv()
-gmp.go(größe, 149)
+workers.append(gmp.go(größe, 149))
 def gen():
     yield ch.recv()
 def nested():
     return [sorted([2, 1], key=lambda v: next(gen())) for _ in range(1)]
-gmp.go(nested)
+workers.append(gmp.go(nested))
 gmp.go(len, ())                         # no Python function
-gmp.go(ch.recv)
-gmp.sleep(0.05)
+workers.append(gmp.go(ch.recv))
+settle()
 """
             + MAIN["parked"]
         )
@@ -150,7 +160,7 @@ gmp.sleep(0.05)
 
 
 def test_thousands(child) -> None:
-    err = quit(child.start(PRELUDE + "spawn(5000)\nsettle(5000)\n" + MAIN["parked"]))
+    err = quit(child.start(PRELUDE + "spawn(5000)\nsettle()\n" + MAIN["parked"]))
     assert err.count("[chan receive]:\n") >= 5000
 
 
@@ -169,7 +179,7 @@ def test_from_inside(child, where: str, ask: str) -> None:
 
 
 def test_twice_at_once(child) -> None:
-    c = child.start(PRELUDE + "spawn(20000)\nsettle(20000)\n" + MAIN["parked"])
+    c = child.start(PRELUDE + "spawn(20000)\nsettle()\n" + MAIN["parked"])
     assert c.readline() == "ready\n"
     for _ in range(20):
         os.kill(c.process.pid, signal.SIGQUIT)
@@ -190,11 +200,13 @@ def test_switched_off(child) -> None:
 
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_a_handler_of_the_program(child, how: str) -> None:
-    handler = "import signal\nsignal.signal(signal.SIGQUIT, lambda *a: print('mine', flush=True))\n"
+    handler = (
+        "import signal\nsignal.signal(signal.SIGQUIT, lambda *a: (print('mine', flush=True), handled.append(1)))\n"
+    )
     prelude = PRELUDE.replace("import signal\nsignal.signal(signal.SIGQUIT, signal.SIG_DFL)\n", handler)
     if how == "after":
         prelude = PRELUDE + handler
-    c = child.start(prelude + "later()\ngmp.sleep(1.5)\nprint('end')")
+    c = child.start(prelude + "handled = []\nlater()\nwhile not handled: gmp.sleep(1)\nprint('end')")
     assert c.readline() == "ready\n"
     os.kill(c.process.pid, signal.SIGQUIT)
     assert c.readline() == "mine\n"
@@ -208,9 +220,12 @@ def test_ignored_or_default(child, when: str, action: str) -> None:
     prelude = (
         PRELUDE + line if when == "after" else PRELUDE.replace("signal.signal(signal.SIGQUIT, signal.SIG_DFL)\n", line)
     )
-    c = child.start(prelude + "later()\ngmp.sleep(1)\nprint('end', flush=True)")
+    end = "end = gmp.Chan(1)\nsignal.signal(signal.SIGUSR1, lambda *a: end.send(1))\n"
+    c = child.start(prelude + end + "later()\nend.recv()\nprint('end', flush=True)")
     assert c.readline() == "ready\n"
     os.kill(c.process.pid, signal.SIGQUIT)
+    if action == "SIG_IGN":
+        os.kill(c.process.pid, signal.SIGUSR1)
     c.finish(20)
     if action == "SIG_IGN":
         c.expect(0, "end")
@@ -242,14 +257,17 @@ def test_in_a_forked_child(child, child_does: str) -> None:
         PRELUDE
         + f"""
 spawn(3)
-settle(3)
+settle()
 r, w = os.pipe()
+ready_r, ready_w = os.pipe()
 pid = os.fork()
 if pid == 0:
     os.dup2(w, 2)
+    os.write(ready_w, b"x")
     {child_does}
 os.close(w)
-time.sleep(0.5)
+os.read(ready_r, 1)
+time.sleep(0.2)
 os.kill(pid, signal.SIGQUIT)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 text = os.read(r, 100000).decode()
@@ -263,5 +281,21 @@ os._exit(0)
 
 def test_at_the_end_of_the_interpreter(child) -> None:
     """While threading waits for the last thread, it still works."""
-    err = quit(child.start(PRELUDE + "later()\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"))
+    err = quit(
+        child.start(
+            PRELUDE
+            + """
+def when_it_ends(main):
+    def ends():
+        frame = sys._current_frames()[main]
+        while frame is not None and frame.f_code.co_name != "_shutdown":
+            frame = frame.f_back
+        return frame
+    until(ends, turn=lambda: time.sleep(0.01))
+    ready()
+threading.Thread(target=when_it_ends, args=(threading.get_ident(),), daemon=True).start()
+threading.Thread(target=time.sleep, args=(60,)).start()
+"""
+        )
+    )
     assert "in _shutdown" in err

@@ -31,7 +31,7 @@ from gmp.protos import helloworld_pb2, helloworld_pb2_grpc  # noqa: E402
 
 MAKERS = {"native": gmp.grpc.server, "compat": gmp.grpc.compat_server}
 SERVICE = "test.Calls"
-LONG = 20.0  # seconds: more than anything here takes
+LONG = 40.0  # seconds: more than anything here takes
 
 
 @pytest.fixture(autouse=True, params=MAKERS)
@@ -287,9 +287,10 @@ def test_deadline_ends_the_call_and_the_handler_sees_it():
         return b""
 
     with serving(Call=uu(handler)) as (_, channel):
-        with pytest.raises(grpc.RpcError) as caught:
-            unary(channel)(b"", timeout=0.5)
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        while not remaining:  # a machine that is busy with others may take longer to connect
+            with pytest.raises(grpc.RpcError) as caught:
+                unary(channel)(b"", timeout=0.5)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert inactive.wait(LONG)
     assert 0 <= remaining[0] < 1
 
@@ -342,37 +343,38 @@ def test_cancellation_is_noticed(kind):
 
 def test_current_context_is_the_calls():
     """It ends with the call: by its deadline, by the client's cancellation, and when the handler has returned."""
-    seen = queue.Queue()
+    contexts, errors = {}, {}  # by request
 
     def handler(request, servicer_context):
-        ctx = gmp.context.current()
-        seen.put((request, ctx))
+        contexts[request] = ctx = gmp.context.current()
         assert gmp.context.current() is ctx
         assert gmp.go(gmp.context.current).result() is ctx
         if request == b"quick":
             return request
         ctx.done().recv_ok(timeout=LONG)
-        seen.put((request, ctx.err()))
+        errors[request] = ctx.err()
         servicer_context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "")  # the client may not have noticed yet
 
     with serving(Call=uu(handler)) as (_, channel):
         assert unary(channel)(b"quick") == b"quick"
-        _, ctx = seen.get(timeout=LONG)
+        ctx = contexts[b"quick"]
         assert ctx.deadline() is None
         until(lambda: ctx.err() is not None)
         assert isinstance(ctx.err(), gmp.context.Canceled)
 
-        with pytest.raises(grpc.RpcError, match="DEADLINE"):
-            unary(channel)(b"late", timeout=0.2)
-        _, ctx = seen.get(timeout=LONG)
-        assert ctx.remaining() < 0.3  # grpcio rounds it up
-        assert isinstance(seen.get(timeout=LONG)[1], gmp.context.DeadlineExceeded)
+        while b"late" not in contexts:  # a machine that is busy with others may not get to the handler in time
+            with pytest.raises(grpc.RpcError, match="DEADLINE"):
+                unary(channel)(b"late", timeout=0.5)
+        assert contexts[b"late"].remaining() < 0.6  # grpcio rounds it up
+        until(lambda: b"late" in errors)
+        assert isinstance(errors[b"late"], gmp.context.DeadlineExceeded)
 
         call = unary(channel).future(b"cancelled", timeout=LONG)
-        _, ctx = seen.get(timeout=LONG)
-        assert 0 < ctx.remaining() < 1.1 * LONG
+        until(lambda: b"cancelled" in contexts)
+        assert 0 < contexts[b"cancelled"].remaining() < 1.1 * LONG
         call.cancel()
-        assert isinstance(seen.get(timeout=LONG)[1], gmp.context.Canceled)
+        until(lambda: b"cancelled" in errors)
+        assert isinstance(errors[b"cancelled"], gmp.context.Canceled)
     assert gmp.context.current() is gmp.context.background()
 
 
@@ -581,11 +583,11 @@ def test_interceptor_that_raises_and_one_that_parks():
 
 
 def test_stop_with_grace_lets_calls_finish():
-    started = threading.Event()
+    started, go_on = threading.Event(), gmp.Chan()
 
     def handler(request, context):
         started.set()
-        gmp.sleep(0.3)
+        go_on.recv(timeout=LONG)
         return b"finished"
 
     with serving(Call=uu(handler)) as (server, channel):
@@ -594,6 +596,7 @@ def test_stop_with_grace_lets_calls_finish():
         begin = time.monotonic()
         stopped = server.stop(LONG)
         assert not stopped.is_set()
+        go_on.send(None)
         assert call.result() == b"finished"
         assert stopped.wait(LONG)
         assert time.monotonic() - begin < LONG / 2
@@ -616,7 +619,7 @@ def test_stop_cancels_when_the_grace_is_over():
         assert started.wait(LONG)
         stopped = server.stop(0.2)
         assert stopped.wait(LONG)
-        assert cancelled.is_set()
+        assert cancelled.wait(LONG)
         assert call.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
@@ -757,21 +760,23 @@ def test_handlers_with_a_thread_pool_of_their_own():
 
 
 def test_blocking_calls_in_handlers_do_not_stop_others():
-    """time.sleep blocks the OS thread; the scheduler serves on with another."""
+    """A lock blocks the OS thread; the scheduler serves on with another."""
+    inside, release = [], threading.Event()
 
     def handler(request, context):
         if request == b"block":
-            time.sleep(0.5)
+            inside.append(1)
+            release.wait(LONG)
         return request
 
     with serving(Call=uu(handler)) as (_, channel):
         blocked = [unary(channel).future(b"block", timeout=LONG) for _ in range(4)]
-        begin = time.monotonic()
+        until(lambda: len(inside) == 4)
         for _ in range(20):
             assert unary(channel)(b"quick", timeout=LONG) == b"quick"
-        assert time.monotonic() - begin < 0.4
+        assert not any(call.done() for call in blocked)
+        release.set()
         assert [call.result() for call in blocked] == [b"block"] * 4
-        assert time.monotonic() - begin < 1.5
 
 
 def test_threads_that_wait_in_gmp_are_not_kept_by_the_server():
@@ -787,16 +792,21 @@ def test_threads_that_wait_in_gmp_are_not_kept_by_the_server():
         threads = [threading.Thread(target=wait, args=(ch,)) for ch in channels]
         for thread in threads:
             thread.start()
-        for i in range(40):
-            assert unary(channel)(b"x", timeout=LONG) == b"x"
-            time.sleep(0.005)
-            channels[i % 4].send(time.monotonic())
+
+        def in_time():
+            late.clear()
+            for i in range(40):
+                assert unary(channel)(b"x", timeout=LONG) == b"x"
+                time.sleep(0.005)
+                channels[i % 4].send(time.monotonic())
+            until(lambda: len(late) == 40)
+            return sorted(late)[20] < 0.1 and max(late) < 0.5
+
+        until(in_time)  # a machine that is busy with others may be late now and then, but not always
         for ch in channels:
             ch.close()
         for thread in threads:
             thread.join(LONG)
-        assert sorted(late)[len(late) // 2] < 0.1
-        assert max(late) < 0.5
 
 
 # -- stress ------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ if not gmp.grpc.is_native:
     pytest.skip("built without libnghttp2", allow_module_level=True)
 
 SERVICE = "test.Native"
-LONG = 20.0
+LONG = 40.0
 MAKERS = {"native": gmp.grpc.server, "compat": gmp.grpc.compat_server}
 
 uu, us = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
@@ -542,13 +542,14 @@ def test_the_deadline_wakes_who_waits_for_requests(kind):
         hold.wait(LONG)
 
     with serving(Call=su(handler), Stream=ss(generator)) as (_, channel):
-        with pytest.raises(grpc.RpcError) as caught:
-            if kind == "unary":
-                channel.stream_unary(path())(requests(), timeout=0.2)
-            else:
-                list(channel.stream_stream(path("Stream"))(requests(), timeout=0.2))
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert ended.get(timeout=LONG) == "told"
+        while ended.empty():  # it may take longer to connect, or to notice
+            with pytest.raises(grpc.RpcError) as caught:
+                if kind == "unary":
+                    channel.stream_unary(path())(requests(), timeout=0.2)
+                else:
+                    list(channel.stream_stream(path("Stream"))(requests(), timeout=0.2))
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ended.get() == "told"
         hold.set()
 
 
@@ -562,8 +563,8 @@ def test_time_remaining(make):
         return b""
 
     with serving(make, Call=uu(handler)) as (_, channel):
-        unary(channel)(b"", timeout=10)
-    assert 9 < seen[0] <= 10.5
+        unary(channel)(b"", timeout=100)
+    assert 50 < seen[0] <= 100.5
     assert seen[1] < seen[0] - 0.04
 
 
@@ -696,17 +697,18 @@ def test_addresses_that_are_none(address):
 
 def test_a_call_made_before_the_server_runs(make):
     """wait_for_ready: the port is bound before anybody accepts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_reconnect_backoff_ms", 100)]) as channel:
-        call = unary(channel).future(b"x", wait_for_ready=True, timeout=LONG)
-        time.sleep(0.2)
-        server = make((grpc.method_handlers_generic_handler(SERVICE, {"Call": uu(lambda r, c: r)}),))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        server.start()
-        assert call.result() == b"x"
-        assert server.stop(None).wait(LONG)
+    with socket.socket() as kept:  # from others; who does not listen gets no connections
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        kept.bind(("127.0.0.1", 0))
+        port = kept.getsockname()[1]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_reconnect_backoff_ms", 100)]) as channel:
+            call = unary(channel).future(b"x", wait_for_ready=True, timeout=LONG)
+            time.sleep(0.2)
+            server = make((grpc.method_handlers_generic_handler(SERVICE, {"Call": uu(lambda r, c: r)}),))
+            server.add_insecure_port(f"127.0.0.1:{port}")
+            server.start()
+            assert call.result() == b"x"
+            assert server.stop(None).wait(LONG)
 
 
 # -- the life of a server ----------------------------------------------------------------------------------------------
@@ -758,7 +760,8 @@ def test_keepalive_of_a_client_that_pings_too_often():
     ]
 
     def handler(request, context):
-        gmp.sleep(3)
+        while context.is_active():
+            gmp.sleep(0.05)
         return b""
 
     server_options = [("grpc.http2.min_recv_ping_interval_without_data_ms", 60_000), ("grpc.http2.max_ping_strikes", 1)]
@@ -777,7 +780,7 @@ def test_connections_of_a_certain_age_are_replaced():
             peers.add(unary(channel)(b"", timeout=LONG))
             time.sleep(0.01)
         assert len(peers) == 3
-        assert server.stats()["connections"] <= 2
+        until(lambda: server.stats()["connections"] <= 2)
 
 
 def test_idle_connections_are_closed():
@@ -866,17 +869,20 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
             unary(channel)(b"x", timeout=LONG)
         failure(unary(channel), b"abort")
         failure(unary(channel, "Other"), b"")
-        with pytest.raises(grpc.RpcError):
-            list(channel.unary_stream(path("Endless"))(b"", timeout=0.2))
+        replies = channel.unary_stream(path("Endless"))(b"", timeout=LONG)
+        assert next(replies) == b"x"
+        replies.cancel()
         until(
             lambda: path("Endless") in server.stats()["methods"] and server.stats()["methods"][path("Endless")]["codes"]
         )
+        until(lambda: len(log) == 6)
+        until(lambda: server.connections()[0]["streams"] == 0)
         stats = server.stats()
         methods = stats["methods"]
         assert methods[path()]["codes"] == {"OK": 3, "NOT_FOUND": 1}
         assert sum(methods[path()]["latencies"].values()) == 4
         assert methods[path()]["seconds"] >= 0.03
-        assert set(methods[path("Endless")]["codes"]) <= {"DEADLINE_EXCEEDED", "CANCELLED"}
+        assert methods[path("Endless")]["codes"] == {"CANCELLED": 1}
         assert methods[""]["codes"] == {"UNIMPLEMENTED": 1}
         assert stats["calls"] == 6
         [connection] = server.connections()
@@ -898,6 +904,7 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
         monkeypatch.setattr(sys, "unraisablehook", lambda report: reported.append(report.exc_type))
         server.access_log(lambda *record: 1 / 0)
         assert unary(channel)(b"x", timeout=LONG) == b"x"  # a log that raises is reported, no more
+        until(lambda: reported)
         server.access_log(None)
         assert reported == [ZeroDivisionError]
 

@@ -66,7 +66,7 @@ class Stress:
     def repeat(self, f: Callable[[Stress, random.Random], None], seed: str) -> None:
         rng = random.Random(seed)
         n = 0
-        while not self.over:
+        while n == 0 or not self.over:
             f(self, rng)
             n += 1
             gmp.sleep(rng.random() * 0.003)
@@ -97,7 +97,7 @@ class Stress:
             t.join()
         self.listener.close()
         server.join()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (gmp.runtime.num_goroutine() > 1 or self.signals_seen == 0) and time.monotonic() < deadline:
             gc.collect()
             gmp.sleep(0.01)

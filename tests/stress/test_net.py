@@ -26,7 +26,7 @@ from gmp.net import Conn
 
 SEED = int(os.environ.get("GMP_SEED", "0") or 0) or random.SystemRandom().randrange(1 << 32)
 SECONDS = float(os.environ.get("GMP_STRESS_SECONDS", "2"))
-WAIT = 20.0
+WAIT = 60.0
 CLIENTS = 24
 HEADER = struct.Struct("!8s8sIIBB")
 WAYS = ("clean", "clean", "close", "reset", "deadline", "half")
@@ -132,6 +132,7 @@ def talk(conn: Conn, how: str, other: str, out: tuple[bytes, int], into: tuple[b
         raise Wrong(f"{written} of {out[1]} bytes written, {got} of {into[1]} read ({how}, {other})")
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
 def test_each_byte_belongs_to_its_connection(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     print(f"GMP_SEED={SEED}")  # shown when the test fails
@@ -175,7 +176,7 @@ def test_each_byte_belongs_to_its_connection(kind: str, tmp_path: Path, request:
     def client(seed: int) -> None:
         nonlocal talked
         r = random.Random(seed)
-        while time.monotonic() < until:
+        while talked == 0 or time.monotonic() < until:
             up, down = word(r), word(r)
             up_size, down_size = (r.choice((0, 1, 100, 5_000, 200_000)) for _ in range(2))
             mine, theirs = r.randrange(len(WAYS)), r.randrange(len(WAYS))
@@ -217,4 +218,3 @@ def test_each_byte_belongs_to_its_connection(kind: str, tmp_path: Path, request:
     server.result(WAIT)
     for g in served:
         g.result(WAIT)
-    assert talked > 0

@@ -12,6 +12,7 @@ import pytest
 import gmp
 from gmp import Chan, ChanClosed, go, recv, select, send
 from gmp.sync import Mutex, WaitGroup
+from tests.waiting import parked, until
 
 
 def waits(timeout: object) -> list[tuple[str, Callable[[], object]]]:
@@ -189,7 +190,7 @@ def test_many_cases() -> None:
     with pytest.raises(TimeoutError):
         select(*map(recv, chans), timeout=0.001)
     g = go(select, *map(recv, chans))
-    gmp.gosched()
+    parked(g)
     chans[12_345].send(7)
     assert g.result() == (12_345, 7, True)
 
@@ -258,16 +259,17 @@ def test_nothing_is_leaked_by_mistakes() -> None:
                 call()
                 raise AssertionError("no exception")
 
+    start = gmp.runtime.num_goroutine()
     for _ in range(20):
         mistakes()
-    gmp.sleep(0.01)
+    until(lambda: gmp.runtime.num_goroutine() <= start)
     gc.collect()
     objects = value, ch, closed, fn, mutex, wg
     before = [sys.getrefcount(o) for o in objects]
     count = len(gc.get_objects())
     for _ in range(1000):
         mistakes()
-    gmp.sleep(0.01)
+    until(lambda: gmp.runtime.num_goroutine() <= start)
     gc.collect()
     assert [sys.getrefcount(o) for o in objects] == before
     assert len(gc.get_objects()) - count < 500
@@ -290,20 +292,21 @@ def test_nothing_is_leaked_by_ordinary_use() -> None:
         assert g.result() is value
         s.join()
         r = go(select, recv(ch), send(Chan(), args[5]))
-        gmp.gosched()
+        parked(r)
         ch.send(args[6])
         assert r.result().value is args[6]
 
+    start = gmp.runtime.num_goroutine()
     for _ in range(50):
         use()
-    gmp.sleep(0.01)
+    until(lambda: gmp.runtime.num_goroutine() <= start)
     gc.collect()
     before = [sys.getrefcount(o) for o in (value, f, *args)]
     none = sys.getrefcount(None)
     count = len(gc.get_objects())
     for _ in range(2000):
         use()
-    gmp.sleep(0.01)
+    until(lambda: gmp.runtime.num_goroutine() <= start)
     gc.collect()
     assert [sys.getrefcount(o) for o in (value, f, *args)] == before
     assert abs(sys.getrefcount(None) - none) < 500  # immortal since 3.12: always equal there

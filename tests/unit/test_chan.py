@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import re
 import threading
 import time
 import weakref
 
 import pytest
 
-import gmp
 from gmp import Chan, ChanClosed, go
+from tests.waiting import parked
 
 
 def test_unbuffered_meets() -> None:
@@ -68,8 +67,7 @@ def test_waiting_receivers_are_served_in_order() -> None:
     gs = []
     for i in range(10):
         gs.append(go(receive, i))
-        while len(re.findall(r"^goroutine \d+ \[chan receive\]", gmp.runtime.stack(all=True), re.M)) <= i:
-            gmp.gosched()
+        parked(gs[i])
     for i in range(10):
         ch.send(i)
     for g in gs:
@@ -80,12 +78,12 @@ def test_waiting_receivers_are_served_in_order() -> None:
 def test_close_wakes_everybody() -> None:
     ch: Chan[int] = Chan()
     receivers = [go(ch.recv_ok) for _ in range(5)]
-    gmp.gosched()
+    parked(*receivers)
     ch.close()
     assert [g.result() for g in receivers] == [(None, False)] * 5
     ch2: Chan[int] = Chan()
     senders = [go(ch2.send, i) for i in range(5)]
-    gmp.gosched()
+    parked(*senders)
     ch2.close()
     for g in senders:
         with pytest.raises(ChanClosed, match="send on closed channel"):
@@ -232,17 +230,20 @@ def test_destructor_that_parks_while_the_collector_runs() -> None:
             self.me = self
 
         def __del__(self) -> None:
-            got.append(ch.recv(10))
+            got.append(ch.recv())
 
     def collect() -> None:
         Thing()
         gc.collect()
 
-    g = go(collect)
-    for _ in range(3):
-        gmp.gosched()
-    ch.send(1, 10)
-    g.join(10)
+    gc.disable()  # nobody else is to find it
+    try:
+        g = go(collect)
+        parked(g)
+        ch.send(1)
+        g.join()
+    finally:
+        gc.enable()
     assert got == [1]
 
 
@@ -349,7 +350,7 @@ def test_huge_timeouts_do_not_overflow() -> None:
     for timeout in (1e9, 1e30, 10**400, float("inf")):
         ch: Chan[int] = Chan()
         g = go(ch.recv, timeout)
-        gmp.gosched()
+        parked(g)
         ch.send(1, timeout)
         assert g.result() == 1
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import gmp
+from tests.waiting import until
 
 
 class Boom(Exception): ...
@@ -25,8 +26,7 @@ def ended() -> Callable[[], None]:
     before = gmp.runtime.num_goroutine()
 
     def wait() -> None:
-        while gmp.runtime.num_goroutine() > before:
-            gmp.sleep(0.0005)
+        until(lambda: gmp.runtime.num_goroutine() <= before, turn=lambda: gmp.sleep(0.0005))
 
     return wait
 
@@ -56,8 +56,8 @@ def test_dropped_handle_reports_at_once(reports, ended) -> None:
 
 def test_held_handle_reports_when_dropped(reports, ended) -> None:
     g = gmp.go(boom)
-    while not g.done:
-        ended()
+    ended()
+    assert g.done
     assert reports == []
     del g
     assert len(reports) == 1
@@ -73,7 +73,7 @@ def test_collected_is_not_reported(reports) -> None:
     assert reports == []
 
 
-def test_timeout_does_not_collect(reports) -> None:
+def test_timeout_does_not_collect(reports, ended) -> None:
     ch: gmp.Chan[None] = gmp.Chan()
 
     def f() -> None:
@@ -84,8 +84,8 @@ def test_timeout_does_not_collect(reports) -> None:
     with pytest.raises(TimeoutError):
         g.join(0.001)
     ch.send(None)
-    while not g.done:
-        gmp.gosched()
+    ended()
+    assert g.done
     del g
     assert len(reports) == 1
 
@@ -116,11 +116,10 @@ def test_keyboard_interrupt_and_others_are_reported(reports, ended) -> None:
     assert [a.exc_type for a in reports] == [KeyboardInterrupt, GeneratorExit, gmp.ChanClosed]
 
 
-def test_many(reports) -> None:
+def test_many(reports, ended) -> None:
     for _ in range(1000):
         gmp.go(boom)
-    while gmp.runtime.stats()["runnable"]:
-        gmp.gosched()
+    ended()
     assert len({a.goroutine_id for a in reports}) == 1000
 
 
@@ -185,9 +184,10 @@ def test_exception_whose_str_fails(capsys: pytest.CaptureFixture[str], ended) ->
 def test_reported_at_exit_when_the_handle_is_still_held(child) -> None:
     c = child("""
         import gmp
+        from tests.waiting import until
         def boom(): raise ValueError("late")
         g = gmp.go(boom)
-        gmp.gosched()
+        until(lambda: g.done)
         print("end")
     """).expect(0, "end")
     assert c.err.count("ValueError: late") == 1
@@ -197,10 +197,11 @@ def test_reported_at_exit_when_the_handle_is_still_held(child) -> None:
 def test_hook_of_the_user_at_exit(child) -> None:
     child("""
         import gmp
+        from tests.waiting import until
         def boom(): raise ValueError("late")
         gmp.excepthook = lambda args: print("hook", args.exc_value)
         g = gmp.go(boom)
-        gmp.gosched()
+        until(lambda: g.done)
     """).expect(0, "hook late")
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 import gmp
+from tests.waiting import parked, until
 
 
 def test_is_an_executor() -> None:
@@ -55,8 +56,10 @@ def test_map() -> None:
     with gmp.Executor() as ex:
         assert list(ex.map(pow, [2, 3, 4], [5, 2, 1])) == [32, 9, 4]
         assert list(ex.map(lambda x: x, range(1000), chunksize=7)) == list(range(1000))
+        ch: gmp.Chan[None] = gmp.Chan()
         with pytest.raises(TimeoutError):
-            list(ex.map(gmp.sleep, [5], timeout=0.02)) if False else list(ex.map(gmp.sleep, [0.3], timeout=0.02))
+            list(ex.map(lambda _: ch.recv(), [1], timeout=0.02))
+        ch.send(None)
 
 
 def test_map_buffersize() -> None:
@@ -96,17 +99,24 @@ def test_map_cancels_the_rest() -> None:
 def test_max_workers() -> None:
     running = most = 0
     order: list[int] = []
+    leave: gmp.Chan[None] = gmp.Chan()
 
     def f(i: int) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
         order.append(i)
-        gmp.sleep(0.002)
+        leave.recv()
         running -= 1
 
     with gmp.Executor(max_workers=3) as ex:
         fs = [ex.submit(f, i) for i in range(20)]
+        until(lambda: running == 3)
+        for n in range(4, 21):  # one ends, the next one begins
+            leave.send(None)
+            until(lambda n=n: len(order) == n)
+        for _ in range(3):
+            leave.send(None)
         cf.wait(fs)
     assert most == 3
     assert sorted(order[:3]) == [0, 1, 2]
@@ -119,7 +129,7 @@ def test_thousands_at_once() -> None:
         fs = [ex.submit(gmp.sleep, 0.1) for _ in range(3000)]
         for f in fs:
             f.result()
-        assert time.monotonic() - t0 < 10
+        assert time.monotonic() - t0 < 40  # one after another they take 300 s
 
 
 def test_as_completed_and_wait() -> None:
@@ -137,7 +147,7 @@ def test_cancel() -> None:
     with gmp.Executor(max_workers=1) as ex:
         first = ex.submit(ch.recv)
         second = ex.submit(int)
-        gmp.gosched()
+        until(first.running)
         assert not first.cancel()
         assert second.cancel()
         with pytest.raises(cf.CancelledError):
@@ -152,12 +162,12 @@ def test_cancel_wakes_waiters() -> None:
     with gmp.Executor(max_workers=1) as ex:
         first = ex.submit(ch.recv)
         second = ex.submit(int)
-        gmp.gosched()
+        until(first.running)
         waiter = gmp.go(second.result)
-        gmp.gosched()
+        parked(waiter)
         second.cancel()
         with pytest.raises(cf.CancelledError):
-            waiter.join(10)
+            waiter.join()
         ch.send(None)
         first.result()
 
@@ -167,7 +177,7 @@ def test_shutdown() -> None:
     ex = gmp.Executor(max_workers=1)
     a = ex.submit(ch.recv)
     b, c = ex.submit(int), ex.submit(int)
-    gmp.gosched()
+    until(a.running)
     ex.shutdown(wait=False, cancel_futures=True)
     assert b.cancelled()
     assert c.cancelled()
@@ -217,6 +227,7 @@ def test_callbacks() -> None:
         f = ex.submit(lambda: 3)
         f.add_done_callback(lambda f: seen.append(f.result()))
         f.result()
+        until(lambda: seen)  # it is called after those that wait have been woken
         f.add_done_callback(lambda f: seen.append(f.result() + 1))
     assert seen == [3, 4]
 
@@ -257,7 +268,7 @@ def test_submit_from_many_threads() -> None:
 def test_wait_on_plain_future() -> None:
     f: cf.Future[int] = cf.Future()
     gs = [gmp.go(gmp.wait, f) for _ in range(20)]
-    gmp.gosched()
+    parked(*gs)
     f.set_result(6)
     assert [g.result() for g in gs] == [6] * 20
     assert gmp.wait(f) == 6
@@ -271,7 +282,7 @@ def test_wait_on_exception_and_cancel() -> None:
         gmp.wait(f)
     f = cf.Future()
     g = gmp.go(gmp.wait, f)
-    gmp.gosched()
+    parked(g)
     f.cancel()
     with pytest.raises(cf.CancelledError):
         g.join()

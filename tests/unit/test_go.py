@@ -12,6 +12,7 @@ import weakref
 import pytest
 
 import gmp
+from tests.waiting import undisturbed, until
 
 
 def test_result() -> None:
@@ -24,8 +25,9 @@ def test_result() -> None:
 
 def test_runs_later_not_inline() -> None:
     seen: list[str] = []
-    g = gmp.go(seen.append, "goroutine")
-    seen.append("main")
+    with undisturbed():
+        g = gmp.go(seen.append, "goroutine")
+        seen.append("main")
     g.join()
     assert seen == ["main", "goroutine"]
 
@@ -319,7 +321,7 @@ def test_gosched_takes_turns() -> None:
         return "".join(log)
 
     # Whoever loses the processor for 10 ms in the middle loses its P, and with it its turn.
-    assert any(turns() in ("ababab", "bababa") for _ in range(20))
+    until(lambda: turns() in ("ababab", "bababa"))
 
 
 def test_busy_goroutine_does_not_starve_main() -> None:
@@ -334,6 +336,6 @@ def test_busy_goroutine_does_not_starve_main() -> None:
     g = gmp.go(spin)
     t0 = time.monotonic()
     gmp.sleep(0.05)  # wakes beside the spinner
-    assert time.monotonic() - t0 < 5
+    assert time.monotonic() - t0 < 20
     stop = True
     assert g.result() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gmp
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -97,7 +99,8 @@ SHAPES = {
         ch = gmp.Chan()
         for _ in range(10):
             threading.Thread(target=ch.recv, daemon=True).start()
-        gmp.sleep(0.1)
+        from tests.waiting import until, waiting
+        until(lambda: waiting("chan receive") == 10)
         gmp.go(ready)
         forever()
     """,
@@ -120,19 +123,17 @@ def test_nothing_runs(child, shape: str) -> None:
     assert c.readline() == "ready\n", c.finish(5)
     if not os.path.exists(f"/proc/{c.process.pid}/schedstat"):
         pytest.skip("no schedstat")
-    deadline = time.monotonic() + 20
-    before = usage(c.process.pid)
-    while True:  # until all have gone to sleep
-        time.sleep(0.1)
-        now = usage(c.process.pid)
-        if now == before or time.monotonic() > deadline:
-            break
+    now = usage(c.process.pid)
+
+    def nothing_has_run() -> bool:
+        nonlocal now
         before = now
-    time.sleep(1)
-    assert usage(c.process.pid) == before
-    assert len(before) <= (
-        150 if os.environ.get("GMP_SANITIZE") else 30
-    )  # a slow build looks blocked: more threads come
+        time.sleep(1)
+        now = usage(c.process.pid)
+        return now == before
+
+    until(nothing_has_run)  # before that they all go to sleep
+    assert len(now) <= (150 if os.environ.get("GMP_SANITIZE") else 30)  # a slow build looks blocked: more threads come
     c.kill()
 
 
@@ -141,6 +142,7 @@ def test_threads_end_and_come_again(child) -> None:
     child(
         """
         import ctypes, gmp, sqlite3, threading, time
+        from tests.waiting import until
         gmp._core._set_idle_threads(0.03, 1)
         db = sqlite3.connect(":memory:", check_same_thread=False)
         db.create_function("f", 1, lambda x: x + 1)
@@ -164,17 +166,14 @@ def test_threads_end_and_come_again(child) -> None:
                 start.send(None)
         for g in gs:
             g.join()
-        most = 0
         for _ in range(5):
-            gs = [gmp.go(time.sleep, 0.05) for _ in range(30)]
+            release = threading.Event()
+            gs = [gmp.go(release.wait) for _ in range(30)]
+            until(lambda: threads() >= 30)
+            release.set()
             for g in gs:
                 g.join()
-            most = max(most, threads())
-            deadline = time.monotonic() + 20
-            while threads() > 4 and time.monotonic() < deadline:
-                gmp.sleep(0.01)
-            assert threads() <= 4, gmp.runtime.stats()
-        assert most > 10
+            until(lambda: threads() <= 4)
         assert threading.active_count() < 50
         print("end")
         """
@@ -185,7 +184,8 @@ def test_thread_limit(child) -> None:
     """Past the limit goroutines wait for a blocking call to end, and one line says so."""
     c = child(
         """
-        import gmp, time
+        import gmp, threading, time
+        from tests.waiting import until
         assert gmp.runtime.set_max_threads(5) == 10_000
         t0 = time.monotonic()
         gs = [gmp.go(time.sleep, 0.05) for _ in range(40)]
@@ -200,9 +200,12 @@ def test_thread_limit(child) -> None:
         assert time.monotonic() - t0 > 0.2              # no more than six at a time
         assert gmp.runtime.stats()["threads"] <= 6
         assert gmp.runtime.set_max_threads(10_000) == 5
-        for g in [gmp.go(time.sleep, 0.1) for _ in range(40)]:
+        release = threading.Event()
+        gs = [gmp.go(release.wait) for _ in range(40)]
+        until(lambda: gmp.runtime.stats()["threads"] > 6)
+        release.set()
+        for g in gs:
             g.join()
-        assert gmp.runtime.stats()["threads"] > 6
         print("end")
         """
     ).expect(0, "end")
@@ -224,36 +227,46 @@ def test_thread_limit_bad_input() -> None:
 
 
 def test_schedtrace(child) -> None:
-    c = child(
-        "import gmp, time\ngs = [gmp.go(gmp.Chan().recv) for _ in range(3)]\ntime.sleep(0.3)\ngmp.sleep(0.3)",
+    c = child.start(
+        "import gmp, time\ngs = [gmp.go(gmp.Chan().recv) for _ in range(3)]\ntime.sleep(0.3)\ngmp.sleep(1000)",
         env={"GMPDEBUG": "schedtrace=50"},
-    ).expect(0)
-    lines = c.err.splitlines()
-    assert 4 <= len(lines) <= 60, c.err
-    for line in lines:
-        assert re.fullmatch(
-            r"SCHED \d+ms: gomaxprocs=1 idleprocs=[01] threads=\d+ spinningthreads=0 idlethreads=\d+ runqueue=\d+ \[\d+\] set=python",
+    )
+    times = []
+    for _ in range(12):
+        line = c.process.stderr.readline()
+        m = re.fullmatch(
+            r"SCHED (\d+)ms: gomaxprocs=1 idleprocs=[01] threads=\d+ spinningthreads=0 idlethreads=\d+ runqueue=\d+ \[\d+\] set=python\n",
             line,
-        ), line
+        )
+        assert m, line
+        times.append(int(m[1]))
+    assert all(b - a >= 49 for a, b in itertools.pairwise(times)), times
 
 
 def test_schedtrace_while_the_gil_is_held(child) -> None:
-    c = child("import gmp\nsum(range(20_000_000))", env={"GMPDEBUG": "schedtrace=20"}).expect(0)
+    c = child("import ctypes, gmp\nctypes.PyDLL(None).usleep(900_000)", env={"GMPDEBUG": "schedtrace=20"}).expect(0)
     assert c.err.count("SCHED ") >= 3
 
 
 def test_scheddetail(child) -> None:
-    c = child(
-        "import gmp, time\ngs = [gmp.go(gmp.Chan().recv) for _ in range(3)]\ngmp.go(time.sleep, 1)\ngmp.sleep(0.3)",
+    c = child.start(
+        "import gmp, time\ngs = [gmp.go(gmp.Chan().recv) for _ in range(3)]\ngmp.go(time.sleep, 1000)\ngmp.sleep(1000)",
         env={"GMPDEBUG": "schedtrace=100,scheddetail=1"},
-    ).expect(0)
-    blocks = c.err.split("SCHED ")[1:]
-    parked = [b for b in blocks if "\n  G1: status=4(sleep) m=nil lockedm=0\n" in b]
-    assert parked, c.err
-    assert all("\n  P0: status=" in b for b in blocks)
-    assert "\n  M0: p=nil curg=nil spinning=false blocked=true lockedg=1\n" in parked[-1]
-    assert parked[-1].count(": status=4(chan receive) m=nil lockedm=nil\n") == 3
-    assert any(": status=3() m=" in b for b in parked)  # in time.sleep
+    )
+    line = c.process.stderr.readline()
+    while True:  # until all are where they wait
+        assert line.startswith("SCHED "), line
+        block = line
+        while not (line := c.process.stderr.readline()).startswith("SCHED "):
+            block += line
+        assert "\n  P0: status=" in block
+        if (
+            "\n  G1: status=4(sleep) m=nil lockedm=0\n" in block
+            and "\n  M0: p=nil curg=nil spinning=false blocked=true lockedg=1\n" in block
+            and block.count(": status=4(chan receive) m=nil lockedm=nil\n") == 3
+            and ": status=3() m=" in block  # in time.sleep
+        ):
+            break
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
 import gmp
 from gmp import Chan, go
 from gmp.sync import Mutex, WaitGroup
+from tests.waiting import parked, undisturbed, until
 
 
 def test_num_goroutine() -> None:
@@ -20,16 +20,13 @@ def test_num_goroutine() -> None:
     ch: Chan[None] = Chan()
     gs = [go(ch.recv) for _ in range(1000)]
     assert gmp.runtime.num_goroutine() == before + 1000
-    gmp.gosched()
+    parked(*gs)
     assert gmp.runtime.num_goroutine() == before + 1000
     for _ in gs:
         ch.send(None)
     for g in gs:
         g.join()
-    deadline = time.monotonic() + 10  # a goroutine that is joined still has its last steps to do
-    while gmp.runtime.num_goroutine() > before and time.monotonic() < deadline:
-        gmp.sleep(0.001)
-    assert gmp.runtime.num_goroutine() == before
+    until(lambda: gmp.runtime.num_goroutine() == before)  # one that is joined may have its last steps to do
 
 
 def test_num_cpu() -> None:
@@ -52,23 +49,27 @@ def test_stats() -> None:
         ch.recv()
     g.join()
     assert gmp.runtime.stats()["switches"] > switches
-    in_use = gmp.runtime.stats()["stacks_in_use"]
     gs = [go(ch.recv) for _ in range(100)]
-    gmp.gosched()
+    parked(*gs)
+    assert gmp.runtime.stats()["stacks_in_use"] >= 100
     assert gmp.runtime.stats()["stacks"] >= 100
     sleeper = go(ch.recv, 100)
-    while gmp.runtime.stats()["timers"] < 1:
-        gmp.gosched()
+    parked(sleeper)
+    assert gmp.runtime.stats()["timers"] >= 1
     for i in range(101):
         ch.send(i)
     for g in gs:
         g.join()
     sleeper.join()
-    assert in_use >= 0
 
 
 def test_stacks_are_used_again() -> None:
-    for g in [go(int) for _ in range(500)]:
+    ch: Chan[None] = Chan()
+    gs = [go(ch.recv) for _ in range(500)]
+    parked(*gs)
+    for _ in gs:
+        ch.send(None)
+    for g in gs:
         g.join()
     carved = gmp.runtime.stats()["stacks"]
     for _ in range(10):
@@ -115,7 +116,8 @@ def test_all_stacks() -> None:
         gmp.select(gmp.recv(nothing), gmp.recv(ch), timeout=60)
 
     def sleeper() -> None:
-        gmp.sleep(0.3)
+        while not stop.is_set():
+            gmp.sleep(0.2)
 
     def locker() -> None:
         mutex.lock()
@@ -127,16 +129,13 @@ def test_all_stacks() -> None:
         g.join()
 
     def blocker() -> None:
-        stop.wait(60)
+        stop.wait()
 
     gs = []
     for f in (sender, sleeper, locker, waiter, blocker):
         gs.append(go(f))  # not in a function of its own, as a comprehension is before 3.12
     gs.append(go(joiner, gs[2]))
     gs.append(go(receiver))
-    gmp.sleep(0.05)
-    text = gmp.runtime.stack(all=True)
-    h = heads(text)
     expected = {
         "main": "running",
         "receiver": "chan receive",
@@ -147,7 +146,14 @@ def test_all_stacks() -> None:
         "joiner": "join",
         "blocker": "running",
     }
-    assert {k: v for k, v in h.items() if k in expected} == expected
+    text = ""
+
+    def all_wait() -> bool:
+        nonlocal text
+        text = gmp.runtime.stack(all=True)
+        return {k: v for k, v in heads(text).items() if k in expected} == expected
+
+    until(all_wait)
     assert text.startswith("goroutine ")
     assert "] main:" in text.splitlines()[0]  # the caller comes first
     for name in ("receiver", "sender", "sleeper", "locker", "waiter", "joiner"):
@@ -156,8 +162,8 @@ def test_all_stacks() -> None:
         assert re.search(r"^created by test_all_stacks at .*test_runtime\.py:\d+ in goroutine \d+$", part, re.M), part
     assert nothing.recv() == 1
     sel = go(selector)
-    while heads(gmp.runtime.stack(all=True)).get("selector") != "select":
-        gmp.gosched()
+    parked(sel)
+    assert heads(gmp.runtime.stack(all=True))["selector"] == "select"
     assert "[select]" in gmp.runtime.stack(True)
     nothing.send(1)  # selector
     sel.join()
@@ -170,8 +176,9 @@ def test_all_stacks() -> None:
 
 
 def test_stack_of_a_goroutine_that_has_not_run() -> None:
-    g = go(int)
-    text = gmp.runtime.stack(all=True)
+    with undisturbed():
+        g = go(int)
+        text = gmp.runtime.stack(all=True)
     assert f"goroutine {g.id} [" in text
     g.join()
 
@@ -181,25 +188,26 @@ def test_goroutines_that_are_queued_without_a_stack_are_listed() -> None:
 
     def queued() -> None: ...
 
-    for _ in range(50):
-        gs = [go(queued) for _ in range(700)]  # more than the local queue holds
-        text = gmp.runtime.stack(all=True)
-        if (
-            not any(g.done for g in gs)
-            and len(re.findall(r"^goroutine \d+ \[runnable\] .*\.queued:$", text, re.M)) == 700
-        ):
-            break
-        for g in gs:  # this goroutine was preempted
+    parts: list[str] = []
+    gs: list[gmp.Goroutine[None]] = []
+
+    def all_queued() -> bool:
+        """False when this goroutine had run for 10 ms: then one of them has left the queue."""
+        for g in gs:
             g.join()
-    for g in gs:
-        assert len(re.findall(rf"^goroutine {g.id} \[", text, re.M)) == 1
-    waiting = [part for part in text.split("\n\n") if part.partition("\n")[0].endswith(".queued:")]
-    runnable = [part for part in waiting if re.match(r"goroutine \d+ \[runnable\] ", part)]
-    assert len(runnable) == 700
-    for part in runnable:
-        assert re.search(
-            r"^created by test_goroutines_that_are_.* at .*test_runtime\.py:\d+ in goroutine \d+$", part, re.M
-        ), part
+        gs.clear()
+        with undisturbed():  # stack() lists all goroutines before it lets go of the GIL
+            for _ in range(700):  # more than the local queue holds
+                gs.append(go(queued))
+            text = gmp.runtime.stack(all=True)
+        parts[:] = [part for part in text.split("\n\n") if part.partition("\n")[0].endswith(".queued:")]
+        return sum(part.partition("]")[0].endswith("[runnable") for part in parts) == 700
+
+    until(all_queued)
+    assert len(parts) == 700
+    assert {int(part.split()[1]) for part in parts} == {g.id for g in gs}
+    for part in parts:
+        assert re.search(r"^created by .*all_queued at .*test_runtime\.py:\d+ in goroutine \d+$", part, re.M), part
     for g in gs:
         g.join()
     assert "queued" not in heads(gmp.runtime.stack(all=True))
@@ -207,12 +215,13 @@ def test_goroutines_that_are_queued_without_a_stack_are_listed() -> None:
 
 def test_waiting_time(child) -> None:
     child("""
-        import gmp, re
+        import gmp
+        from tests.waiting import parked
         def waiter():
             ch.recv()
         ch = gmp.Chan()
-        gmp.go(waiter)
-        gmp.sleep(0.01)
+        g = gmp.go(waiter)
+        parked(g)
         assert "[chan receive] waiter:" in gmp.runtime.stack(all=True)
         gmp._core._add_to_waits(65)
         assert "[chan receive, 1 minutes] waiter:" in gmp.runtime.stack(all=True)
@@ -296,7 +305,8 @@ def test_idle_process_uses_no_cpu() -> None:
     """With everything parked there are no wake-ups: a second costs next to nothing."""
     code = (
         "import gmp, time, resource\n"
-        "ch = gmp.Chan(); g = gmp.go(ch.recv); gmp.sleep(0.05)\n"
+        "from tests.waiting import parked\n"
+        "ch = gmp.Chan(); g = gmp.go(ch.recv); parked(g)\n"
         "a = resource.getrusage(resource.RUSAGE_SELF)\n"
         "gmp.sleep(1)\n"
         "b = resource.getrusage(resource.RUSAGE_SELF)\n"

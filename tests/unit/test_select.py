@@ -13,6 +13,7 @@ import pytest
 
 import gmp
 from gmp import Chan, ChanClosed, go, recv, select, send
+from tests.waiting import parked
 
 
 def test_ready_receive_and_send() -> None:
@@ -84,12 +85,12 @@ def test_closed() -> None:
         select(send(a, 2))
     b: Chan[int] = Chan()
     gs = [go(select, recv(b)), go(select, recv(b), recv(None))]
-    gmp.gosched()
+    parked(*gs)
     b.close()
     assert [g.result() for g in gs] == [(0, None, False)] * 2
     c: Chan[int] = Chan()
     g = go(select, send(c, 1), recv(None))
-    gmp.gosched()
+    parked(g)
     c.close()
     with pytest.raises(ChanClosed):
         g.join()
@@ -108,13 +109,13 @@ def test_waiting_on_many(n: int) -> None:
     for _ in range(20):
         k = rng.randrange(n)
         g = go(select, *[recv(c) for c in chans])
-        gmp.gosched()
+        parked(g)
         chans[k].send(k)
         assert g.result() == (k, k, True)
     for _ in range(20):
         k = rng.randrange(n)
         g = go(select, *[send(c, i) for i, c in enumerate(chans)])
-        gmp.gosched()
+        parked(g)
         assert chans[k].recv() == k
         assert g.result() == (k, None, True)
 
@@ -137,13 +138,13 @@ def test_choice_is_uniform() -> None:
 def test_same_channel_twice_and_both_directions() -> None:
     a: Chan[int] = Chan()
     g = go(select, recv(a), recv(a), send(a, 7))
-    gmp.gosched()
+    parked(g)
     a.send(3)
     r = g.result()
     assert r.index in (0, 1)
     assert r.value == 3
     g = go(select, recv(a), send(a, 7))
-    gmp.gosched()
+    parked(g)
     assert a.recv() == 7
     assert g.result() == (1, None, True)
 

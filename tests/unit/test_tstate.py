@@ -17,6 +17,7 @@ import pytest
 
 import gmp
 from gmp import Chan, go
+from tests.waiting import parked, until
 
 N = 50
 
@@ -78,8 +79,7 @@ def test_threading_local_values_die_with_the_goroutine() -> None:
 
     for g in [go(f) for _ in range(10)]:
         g.join()
-    gmp.gosched()
-    assert [r() for r in refs] == [None] * 10
+    until(lambda: [r() for r in refs] == [None] * 10)  # they may have their last steps to do
 
 
 def test_many_locals_made_and_dropped() -> None:
@@ -155,7 +155,7 @@ def test_one_context_cannot_be_entered_twice() -> None:
     ctx = contextvars.copy_context()
     ch: Chan[None] = Chan()
     g = go(ctx.run, ch.recv)
-    gmp.gosched()
+    parked(g)
     with pytest.raises(RuntimeError, match="already entered"):
         ctx.run(int)
     ch.send(None)
@@ -346,7 +346,7 @@ def test_generator_running_elsewhere() -> None:
 
     it = gen()
     g = go(next, it)
-    gmp.gosched()
+    parked(g)
     with pytest.raises(ValueError, match="generator already executing"):
         next(it)
     ch.send(3)
@@ -636,7 +636,7 @@ def test_current_frames() -> None:
     """A thread's entry is the thread's own frame, never that of a goroutine that was there; goroutines have their own."""
     ch: Chan[None] = Chan()
 
-    def parked() -> None:
+    def receiver() -> None:
         ch.recv()
 
     def waiting() -> None:
@@ -645,17 +645,18 @@ def test_current_frames() -> None:
     stop = threading.Event()
     t = threading.Thread(target=waiting)
     t.start()
-    gs = [go(parked) for _ in range(10)]
-    gmp.sleep(0.002)
-    frames = sys._current_frames()
+    gs = [go(receiver) for _ in range(10)]
+    parked(*gs)
 
     def names(frame: object) -> list[str]:
         return [s.name for s in traceback.extract_stack(frame)]  # type: ignore[arg-type]
 
+    until(lambda: "waiting" in names(sys._current_frames()[t.ident]))
+    frames = sys._current_frames()
     if threading.get_ident() == threading.main_thread().ident:
         assert frames[threading.get_ident()] is sys._getframe()
     assert "waiting" in names(frames[t.ident])
-    assert sum("parked" in names(f) for f in frames.values()) == 10
+    assert sum("receiver" in names(f) for f in frames.values()) == 10
     stop.set()
     t.join()
     for _ in gs:
@@ -688,7 +689,7 @@ def test_async_exception_for_a_thread_hits_that_thread() -> None:
     t.start()
     assert inside.wait(20)
     n = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(t.ident), ctypes.py_object(Stop))
-    t.join(10)
+    until(lambda: not t.is_alive())
     done = True
     assert (n, hit) == (1, True)
     assert [g.result() for g in [go(lambda i=i: i) for i in range(200)]] == list(range(200))
