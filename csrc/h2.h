@@ -336,6 +336,7 @@ void h2_conn_flush(H2Conn *c);
 void h2_conn_kick(H2Conn *c); /* its goroutine has a look */
 
 /* ---- h2_io.c ---- */
+void h2_linger(H2Conn *c); /* parks: what was sent last is to arrive, though the client still sends */
 void h2_io_afterfork_child(void);
 #define H2_IN (64 * 1024)
 #define H2_OUT (96 * 1024)

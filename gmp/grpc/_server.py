@@ -24,7 +24,7 @@ import gmp
 from gmp._core import GrpcServer
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
-from gmp.grpc._ports import bind
+from gmp.grpc._ports import bind, files, remove
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class _State:
         self.stage = "new"
         self.events: list[threading.Event] = []
         self.terminated: gmp.Chan[None] = gmp.Chan()  # closed
+        self.files: list[tuple[str, int]] = []  # of Unix sockets
 
     def dispatch(self) -> None:
         """Run in a goroutine, until the last connection has gone."""
@@ -75,6 +76,10 @@ class _State:
             self.core.dispatch()
         finally:
             self.end()
+
+    def drain(self) -> None:
+        self.core.drain()
+        remove(self.files)
 
     def end(self) -> None:
         with self.lock:
@@ -134,6 +139,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         except (OSError, ValueError) as error:
             raise RuntimeError(f"Failed to bind to address {address}: {error}") from error
         port = 1 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
+        self._state.files += files(sockets)
         for sock in sockets:
             fd = sock.detach()
             try:
@@ -182,10 +188,10 @@ class Server(grpc.Server):  # type: ignore[misc]
                 state.events.append(event)
         if event.is_set():
             if stage == "new":
-                state.core.drain()
+                state.drain()
                 state.terminated.close()
             return event
-        state.core.drain()
+        state.drain()
         if grace is not None:
             gmp.go(state.kill_after, grace)
             return event
@@ -251,6 +257,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         if state is not None:
             with contextlib.suppress(RuntimeError):  # in the child of a fork it is none
                 state.core.kill()
+                remove(state.files)
             self._service.core = None
 
 
