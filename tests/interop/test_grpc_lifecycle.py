@@ -216,10 +216,9 @@ def test_streams_beyond_the_grace_end(make_server):
 @needs_native
 def test_what_is_said_when_the_server_stops():
     """Two GOAWAYs: one that refuses nothing yet, and, when the client has had time to see it, one with the last call's number."""
-    h2 = pytest.importorskip("h2")
+    pytest.importorskip("h2")
     import h2.config
     import h2.connection
-    import h2.events
 
     go_on = gmp.Chan()
 
@@ -503,8 +502,6 @@ def test_an_asyncio_client_on_unix_sockets(make_server, tmp_path):
 
 
 def test_one_server_on_many_addresses(make_server, tmp_path):
-    server, port = start(make_server)
-    assert server.stop(None).wait(LONG)
     server = make_server()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Peer": uu(peer)}),))
     targets = [f"unix:{tmp_path}/a", f"unix:{tmp_path}/b"]
