@@ -45,7 +45,7 @@ demo: $(VENV)/.installed
 test: ctest pytest
 
 ctest:
-	@PYTHON=$(PYTHON) tools/apt.sh
+	@PYTHON=$(PYTHON) tools/apt.sh test
 	$(MAKE) -C csrc test
 	$(MAKE) -C csrc test NETPOLL=kqueue LOCK=sema T=test_netpoll
 

@@ -111,6 +111,9 @@ enum { ASK_CONSUME = 1, ASK_DEADLINE = 2, ASK_CANCEL = 4 };
 /* Why a call has ended for the application before it sent a status. */
 typedef enum H2End { END_NOT, END_RESET, END_LOST, END_DEADLINE, END_CANCEL, END_TOO_LARGE, END_STATUS } H2End;
 
+/* What is wrong with a request's head. */
+typedef enum H2Bad { BAD_NOT, BAD_SIZE, BAD_TIMEOUT, BAD_BINARY } H2Bad;
+
 #define H2_INLINE_HEAD 192
 
 struct H2Stream {
@@ -126,7 +129,8 @@ struct H2Stream {
     uint32_t head_len, head_cap, path_len;
     uint32_t npairs;
     uint8_t encoding, accepts; /* of its messages; bits of what it takes */
-    bool post, grpc, bad;      /* :method is POST, content-type is application/grpc, something is beyond the limits */
+    uint8_t bad;               /* H2Bad */
+    bool post, grpc;           /* :method is POST, content-type is application/grpc */
 
     /* Owner. */
     uint8_t prefix[5], nprefix;
@@ -355,6 +359,7 @@ void h2_conn_flush(H2Conn *c);
 void h2_conn_kick(H2Conn *c); /* its goroutine has a look */
 
 /* ---- h2_io.c ---- */
+void h2_linger(H2Conn *c); /* parks: what was sent last is to arrive, though the client still sends */
 void h2_io_afterfork_child(void);
 #define H2_IN (64 * 1024)
 #define H2_OUT (96 * 1024)

@@ -186,21 +186,17 @@ chore_due(void *arg, uint32_t seq)
     h2_conn_unref(c);
 }
 
+/* The connection is to end, but no call that the client makes before it knows is to fail: so it is told first, also when there is
+ * no call, and its answer to the ping (or DRAIN_NS) is what the last GOAWAY waits for. */
 static void
 drain(H2Conn *c)
 {
     if (c->draining)
         return;
     c->draining = true;
-    if (!c->greeted ||
-        c->nstreams == 0) { /* nobody is told in vain: a call that is under way now is tried again elsewhere */
-        h2_goaway(c);
-    }
-    else {
-        nghttp2_submit_shutdown_notice(c->session);
-        nghttp2_submit_ping(c->session, NGHTTP2_FLAG_NONE, h2_drain_ping);
-        c->drain_by = nanotime() + DRAIN_NS;
-    }
+    nghttp2_submit_shutdown_notice(c->session);
+    nghttp2_submit_ping(c->session, NGHTTP2_FLAG_NONE, h2_drain_ping);
+    c->drain_by = nanotime() + DRAIN_NS;
 }
 
 static void
@@ -437,6 +433,8 @@ conn_close(H2Conn *c)
     c->pending = NULL;
     mutex_unlock(&c->lock);
     h2_conn_flush(c); /* what was posted meanwhile is dropped */
+    if (!c->broken && !c->killed)
+        h2_linger(c);
     netpoll_evict(c->pd);
     while (atomic_load(&c->write_waiting))
         gosleep(1000 * 1000);

@@ -180,13 +180,14 @@ begin_response(H2Conn *c, H2Stream *st, const H2Op *op, bool only_trailers)
     if (op->encoding == ENC_DEFLATE || op->encoding == ENC_GZIP)
         nva[n++] = nv_static("grpc-encoding", 13, names[op->encoding], strlen(names[op->encoding]));
     int r;
+    if (!only_trailers || st->encoding == ENC_OTHER) /* that client is to know what it may use */
+        nva[n++] = NV("grpc-accept-encoding", "identity, deflate, gzip");
     if (only_trailers) {
         n += put_status(nva + n, op, digits);
         r = nghttp2_submit_response(c->session, st->id, nva, n, NULL);
         st->status_sent = true;
     }
     else {
-        nva[n++] = NV("grpc-accept-encoding", "identity, deflate, gzip");
         n += put_pairs(nva + n, h2_op_data(op) + op->message, op->nhead);
         nghttp2_data_provider provider = {.source.ptr = st, .read_callback = on_read_data};
         r = nghttp2_submit_response(c->session, st->id, nva, n, &provider);
@@ -277,7 +278,7 @@ answer(H2Conn *c, H2Stream *st)
     }
     if (asked & ASK_CANCEL)
         fail_stream(c, st, END_CANCEL, atomic_load_relaxed(&st->cancel),
-                    st->cancel == GRPC_CANCELLED ? "Cancelled on the server side" : "");
+                    st->cancel == GRPC_CANCELLED ? "CANCELLED" : "");
     if (asked & ASK_DEADLINE)
         fail_stream(c, st, END_DEADLINE, GRPC_DEADLINE_EXCEEDED, "Deadline Exceeded");
 }
@@ -361,7 +362,7 @@ head_room(H2Conn *c, H2Stream *st, size_t n)
     return st->head + st->head_len;
 }
 
-/* grpc-timeout: up to eight digits and a unit.  0: no such thing. */
+/* grpc-timeout: digits (eight by the book, more by some clients) and a unit.  0: no such thing. */
 static int64_t
 parse_timeout(const uint8_t *s, size_t n)
 {
@@ -369,7 +370,7 @@ parse_timeout(const uint8_t *s, size_t n)
         char unit;
         int64_t ns;
     } units[] = {{'n', 1}, {'u', 1000}, {'m', 1000000}, {'S', 1000000000}, {'M', 60000000000}, {'H', 3600000000000}};
-    if (n < 2 || n > 9)
+    if (n < 2 || n > 16)
         return 0;
     int64_t value = 0;
     for (size_t i = 0; i + 1 < n; i++) {
@@ -419,6 +420,50 @@ encodings_in(const uint8_t *s, size_t n)
     return bits;
 }
 
+/* Whether the bytes are base64, with or without padding. */
+static bool
+is_base64(const uint8_t *s, size_t n)
+{
+    while (n != 0 && s[n - 1] == '=')
+        n--;
+    for (size_t i = 0; i < n; i++)
+        if (!((s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= 'a' && s[i] <= 'z') || (s[i] >= '0' && s[i] <= '9') ||
+              s[i] == '+' || s[i] == '/'))
+            return false;
+    return true;
+}
+
+/* An entry of the metadata.  The values of a -bin key may have been joined by commas on their way: they are taken apart. */
+static void
+put_header(H2Conn *c, H2Stream *st, const uint8_t *name, size_t nlen, const uint8_t *value, size_t vlen)
+{
+    bool binary = nlen > 4 && memcmp(name + nlen - 4, "-bin", 4) == 0;
+    while (vlen != 0 && (*value == ' ' || *value == '\t'))
+        value++, vlen--;
+    while (vlen != 0 && (value[vlen - 1] == ' ' || value[vlen - 1] == '\t'))
+        vlen--;
+    for (;;) {
+        const uint8_t *comma = binary && vlen != 0 ? memchr(value, ',', vlen) : NULL;
+        size_t n = comma != NULL ? (size_t)(comma - value) : vlen;
+        char *to = head_room(c, st, H2_PAIR_HEAD + nlen + n);
+        if (to == NULL) {
+            st->bad = BAD_SIZE;
+            return;
+        }
+        if (binary && !is_base64(value, n)) {
+            st->bad = BAD_BINARY;
+            return;
+        }
+        h2_put_pair(to, (const char *)name, (uint32_t)nlen, (const char *)value, (uint32_t)n);
+        st->head_len += (uint32_t)(H2_PAIR_HEAD + nlen + n);
+        st->npairs++;
+        if (comma == NULL)
+            return;
+        value = comma + 1;
+        vlen -= n + 1;
+    }
+}
+
 #define IS(literal) (nlen == sizeof(literal) - 1 && memcmp(name, literal, sizeof(literal) - 1) == 0)
 
 static int
@@ -436,7 +481,7 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
         if (IS(":path")) {
             char *to = head_room(c, st, vlen);
             if (to == NULL || st->head_len != 0) {
-                st->bad = true;
+                st->bad = BAD_SIZE;
                 return 0;
             }
             memcpy(to, value, vlen);
@@ -450,7 +495,9 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
     if (nlen > 5 && memcmp(name, "grpc-", 5) == 0) {
         if (IS("grpc-timeout")) {
             int64_t ns = parse_timeout(value, vlen);
-            if (ns != 0)
+            if (ns == 0)
+                st->bad = BAD_TIMEOUT;
+            else
                 st->deadline = nanotime() + ns;
             return 0;
         }
@@ -462,23 +509,18 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
             st->accepts |= encodings_in(value, vlen);
             return 0;
         }
+        if (IS("grpc-status") || IS("grpc-message")) /* they are a response's */
+            return 0;
     }
     else if (IS("content-type")) {
         st->grpc = vlen >= 16 && memcmp(value, "application/grpc", 16) == 0 &&
                    (vlen == 16 || value[16] == '+' || value[16] == ';');
         return 0;
     }
-    else if (IS("te") || IS("accept-encoding") || IS("content-length")) {
+    else if (IS("te")) {
         return 0;
     }
-    char *to = head_room(c, st, H2_PAIR_HEAD + nlen + vlen);
-    if (to == NULL) {
-        st->bad = true;
-        return 0;
-    }
-    h2_put_pair(to, (const char *)name, (uint32_t)nlen, (const char *)value, (uint32_t)vlen);
-    st->head_len += (uint32_t)(H2_PAIR_HEAD + nlen + vlen);
-    st->npairs++;
+    put_header(c, st, name, nlen, value, vlen);
     return 0;
 }
 
@@ -525,8 +567,17 @@ static void
 request_begun(H2Conn *c, H2Stream *st)
 {
     st->started = nanotime();
-    if (st->bad) {
+    switch (st->bad) {
+    case BAD_NOT:
+        break;
+    case BAD_SIZE:
         fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, "received metadata size exceeds the limit");
+        return;
+    case BAD_TIMEOUT:
+        fail_stream(c, st, END_TOO_LARGE, GRPC_INTERNAL, "grpc-timeout is no number and unit");
+        return;
+    case BAD_BINARY:
+        fail_stream(c, st, END_TOO_LARGE, GRPC_INTERNAL, "the value of a -bin key is not base64");
         return;
     }
     if (!st->post) {
@@ -807,6 +858,8 @@ h2_session_new(H2Conn *c)
     nghttp2_session_callbacks_set_send_data_callback(cb, on_send_data);
     nghttp2_option_set_no_auto_window_update(opt, 1);
     nghttp2_option_set_no_closed_streams(opt, 1);
+    nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(
+        opt, 1); /* gRPC's clients send it; put_header strips it */
     if (nghttp2_session_server_new2(&session, cb, c, opt) != 0) {
         session = NULL;
         goto done;

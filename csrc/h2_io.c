@@ -37,6 +37,26 @@ plain_write(H2Conn *c, const char *buf, size_t n)
     }
 }
 
+#define LINGER_NS ((int64_t)1000 * 1000 * 1000)
+#define LINGER_STEP ((int64_t)2 * 1000 * 1000)
+
+/* A socket that is closed with bytes unread resets the connection, and what was sent last may be lost with it. */
+void
+h2_linger(H2Conn *c)
+{
+    char *buf = malloc(H2_IN);
+    int64_t end = nanotime() + LINGER_NS;
+    if (buf == NULL || shutdown(c->fd, SHUT_WR) != 0)
+        end = 0;
+    while (nanotime() < end && !atomic_load(&c->server->killed)) {
+        ssize_t n = recv(c->fd, buf, H2_IN, MSG_DONTWAIT);
+        if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+            break;
+        gosleep(LINGER_STEP);
+    }
+    free(buf);
+}
+
 const H2Io h2_plain = {.read = plain_read, .write = plain_write};
 
 /* ---- buffers: one per thread that is at work on a connection, not one per connection ---- */

@@ -181,6 +181,10 @@ put_metadatum(Blob *b, PyObject *key, PyObject *value)
     bool binary = nk > 4 && memcmp(k + nk - 4, "-bin", 4) == 0;
     for (Py_ssize_t i = 0; i < nv && legal && !binary; i++)
         legal = (uint8_t)v[i] >= 0x20 && (uint8_t)v[i] <= 0x7e;
+    while (!binary && nv > 0 && *v == ' ') /* HTTP/2 has no blanks at the ends of a value */
+        v++, nv--;
+    while (!binary && nv > 0 && v[nv - 1] == ' ')
+        nv--;
     if (!legal || nk > 65535 || nv > (1 << 24)) {
         PyErr_Format(PyExc_ValueError, "metadata was invalid: (%R, %R)", key, value);
         return -1;
@@ -232,7 +236,7 @@ put_metadata(Blob *b, PyObject *metadata)
     return 0;
 }
 
-/* Percent-encoded, for grpc-message. */
+/* Percent-encoded, for grpc-message; at its ends, where HTTP/2 has no blanks, these too. */
 static int
 put_details(Blob *b, const char *s, Py_ssize_t n)
 {
@@ -243,7 +247,7 @@ put_details(Blob *b, const char *s, Py_ssize_t n)
     char *at = to;
     for (Py_ssize_t i = 0; i < n; i++) {
         uint8_t ch = (uint8_t)s[i];
-        if (ch >= 0x20 && ch <= 0x7e && ch != '%') {
+        if (ch >= 0x20 && ch <= 0x7e && ch != '%' && (ch != ' ' || (i != 0 && i != n - 1))) {
             *at++ = (char)ch;
         }
         else {
@@ -1014,7 +1018,9 @@ run_unary(GrpcCall *call, GrpcMethod *method)
     if (m == NULL)
         return fail(call, "no request");
     PyObject *request = msg_bytes(call->server, call->st, m);
-    if (request != NULL && method->deserializer != NULL)
+    if (request == NULL)
+        return fail(call, "message");
+    if (method->deserializer != NULL)
         Py_SETREF(request, PyObject_CallOneArg(method->deserializer, request));
     if (request == NULL || request == Py_None) {
         Py_XDECREF(request);

@@ -291,6 +291,7 @@ class Service:
             _LOGGER.error("the status could not be sent", exc_info=error)
         else:
             doing, text = {
+                "message": ("decompressing", "Exception decompressing request!"),
                 "request": ("deserializing", "Exception deserializing request!"),
                 "response": ("serializing", "Failed to serialize response!"),
             }[stage]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import stat
 from typing import Any
 from urllib.parse import unquote
 
@@ -54,6 +57,12 @@ def _listen(family: int, where: Any, reuse_port: bool, listen: bool) -> socket.s
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")
+        if family == socket.AF_UNIX and not where.startswith("\0"):
+            with contextlib.suppress(
+                OSError
+            ):  # left over from a server before us, or one that we replace, as with grpcio
+                if stat.S_ISSOCK(os.lstat(where).st_mode):
+                    os.unlink(where)
         sock.bind(where)
         if listen:
             sock.listen(_BACKLOG)
@@ -61,3 +70,18 @@ def _listen(family: int, where: Any, reuse_port: bool, listen: bool) -> socket.s
         sock.close()
         raise
     return sock
+
+
+def files(sockets: list[socket.socket]) -> list[tuple[str, int]]:
+    """The files of those that are Unix sockets, with their inodes' numbers: see remove."""
+    paths = [sock.getsockname() for sock in sockets if sock.family == socket.AF_UNIX]
+    return [(path, os.lstat(path).st_ino) for path in paths if isinstance(path, str) and path]
+
+
+def remove(found: list[tuple[str, int]]) -> None:
+    """Remove them, but for those that another server has replaced by its own."""
+    while found:
+        path, inode = found.pop()
+        with contextlib.suppress(OSError):
+            if os.lstat(path).st_ino == inode:
+                os.unlink(path)

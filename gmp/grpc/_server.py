@@ -26,7 +26,7 @@ from gmp.grpc import _metrics
 from gmp.grpc._call import Service, check_handlers
 from gmp.grpc._context import Context
 from gmp.grpc._credentials import ServerCredentials
-from gmp.grpc._ports import bind
+from gmp.grpc._ports import bind, files, remove
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class _State:
         self.events: list[threading.Event] = []
         self.terminated: gmp.Chan[None] = gmp.Chan()  # closed
         self.dynamic: list[ServerCredentials] = []  # whose certificates are asked for at each new connection
+        self.files: list[tuple[str, int]] = []  # of Unix sockets
 
     def dispatch(self) -> None:
         """Run in a goroutine, until the last connection has gone."""
@@ -97,6 +98,10 @@ class _State:
             _LOGGER.warning("%s%s", line, f" ({left_out} more warnings were left out before)" if left_out else "")
         for credentials in self.dynamic:
             credentials._serve_waiting()
+
+    def drain(self) -> None:
+        self.core.drain()
+        remove(self.files)
 
     def end(self) -> None:
         with self.lock:
@@ -179,6 +184,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         except (OSError, ValueError) as error:
             raise RuntimeError(f"Failed to bind to address {address}: {error}") from error
         port = 1 if sockets[0].family == socket.AF_UNIX else int(sockets[0].getsockname()[1])
+        self._state.files += files(sockets)
         for sock in sockets:
             fd = sock.detach()
             try:
@@ -222,10 +228,10 @@ class Server(grpc.Server):  # type: ignore[misc]
                 state.events.append(event)
         if event.is_set():
             if stage == "new":
-                state.core.drain()
+                state.drain()
                 state.terminated.close()
             return event
-        state.core.drain()
+        state.drain()
         if grace is not None:
             gmp.go(state.kill_after, grace)
             return event
@@ -275,6 +281,7 @@ class Server(grpc.Server):  # type: ignore[misc]
         if state is not None:
             with contextlib.suppress(RuntimeError):  # in the child of a fork it is none
                 state.core.kill()
+                remove(state.files)
             if state.stage == "new":
                 state.core.on_notice(None)
             self._service.core = None
