@@ -44,27 +44,27 @@ def _wait(fd: int | HasFileno, timeout: float | None, write: bool) -> None:
     # A duplicate is registered, which is a registration of its own: it can neither meet another one of this open file, nor
     # take out the next owner of the number when this one is closed meanwhile; and it starts with the present state, so that
     # no edge is missing.
+    # It is closed here and nowhere else, wherever a signal handler raises.
     own = os.dup(fd)
     try:
-        poll = _core.FD(own)
-    except OSError as e:
-        os.close(own)
-        if e.errno == errno.EPERM:
-            return  # a regular file or a directory
-        raise
-    except BaseException:
-        os.close(own)
-        raise
-    try:
-        if write:
-            poll.wait_write(timeout)
-        else:
-            poll.wait_read(timeout)
-    except TimeoutError:
-        if not _ready(own, write):
-            raise TimeoutError(f"{'write' if write else 'read'} timed out") from None
+        try:
+            poll = _core.FD(own, True)
+        except OSError as e:
+            if e.errno == errno.EPERM:
+                return  # a regular file or a directory
+            raise
+        try:
+            if write:
+                poll.wait_write(timeout)
+            else:
+                poll.wait_read(timeout)
+        except TimeoutError:
+            if not _ready(own, write):
+                raise TimeoutError(f"{'write' if write else 'read'} timed out") from None
+        finally:
+            poll.close()
     finally:
-        poll.close()
+        os.close(own)
 
 
 def _ready(fd: int, write: bool) -> bool:
