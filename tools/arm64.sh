@@ -70,7 +70,7 @@ X
         echo "arm64.sh: a missing landing pad goes unnoticed here" >&2
         exit 1
     fi
-    make --no-print-directory -s -C csrc BUILD=$b CC=$cross-gcc RUNNER=$b/libtests.so \
+    make --no-print-directory -s -C csrc H2= TLS= BUILD=$b CC=$cross-gcc RUNNER=$b/libtests.so \
         EXTRA="-mbranch-protection=standard -mno-outline-atomics -Dmain=test_main -fvisibility=default" \
         LDFLAGS="-shared -nostartfiles -Wl,-z,force-bti -Wl,--fatal-warnings" $b/libtests.so
     $cross-readelf -n csrc/$b/libtests.so | grep -q 'AArch64 feature:.*BTI'

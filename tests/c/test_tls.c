@@ -72,10 +72,10 @@ echo(void *arg)
         H2Op *op = h2_op_new(st, OP_HEAD | OP_MESSAGE | OP_STATUS, 5 + m->len);
         CHECK(op != NULL);
         op->message = 5 + m->len;
-        op->data[0] = 0;
+        h2_op_data(op)[0] = 0;
         for (int i = 0; i < 4; i++)
-            op->data[1 + i] = (char)(m->len >> (24 - 8 * i));
-        memcpy(op->data + 5, m->data, m->len);
+            h2_op_data(op)[1 + i] = (char)(m->len >> (24 - 8 * i));
+        memcpy(h2_op_data(op) + 5, m->data, m->len);
         h2_post(op);
         h2_flush_dirty(server);
     }
