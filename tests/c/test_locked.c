@@ -111,7 +111,7 @@ TEST(locked_to_a_thread_that_was_about_to_end)
     native_start(1);
     idle_ms_kept = 0;
     for (int i = 0; i < (test_slow() ? 50 : 300); i++) {
-        idle_m_ns = (50 + i % 10 * 30) * US;
+        atomic_store(&idle_m_ns, (50 + i % 10 * 30) * US);
         go(computes, (void *)(intptr_t)(300 * US));
         go(moves, NULL); /* first, on the thread of the test */
         wait_done(2);
