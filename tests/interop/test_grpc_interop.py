@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import gc
 import queue
+import ssl
 import threading
 import time
 from concurrent import futures
@@ -435,12 +436,33 @@ def serving(interop, make_server, credentials=None, **options):
         assert server.stop(None).wait(LONG)
 
 
-@pytest.fixture(params=CLIENTS)
-def peer(request, interop, make_server):
-    if request.param == "grpclib":
+def credentials_for(transport, client, kind_of_server, certificate):
+    """The server's and the client's: None, None without TLS."""
+    if transport == "plain":
+        return None, None
+    pem = certificate.read_bytes()
+    ours = gmp.grpc if kind_of_server == "native" else grpc
+    server = ours.ssl_server_credentials([(pem, pem)])
+    if client != "grpclib":
+        return server, grpc.ssl_channel_credentials(pem)
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["h2"])
+    return server, context
+
+
+@pytest.fixture(params=[f"{client}-{transport}" for transport in ("plain", "tls") for client in CLIENTS])
+def peer(request, interop, make_server, kind_of_server):
+    name, transport = request.param.split("-")
+    if name == "grpclib":
         pytest.importorskip("grpclib")
-    with serving(interop, make_server) as port:
-        client = CLIENTS[request.param](f"127.0.0.1:{port}")
+    certificate = None
+    if transport == "tls":
+        if kind_of_server != "native":
+            pytest.skip("with TLS the native server alone")
+        certificate = request.getfixturevalue("certificate")
+    server_credentials, client_credentials = credentials_for(transport, name, kind_of_server, certificate)
+    with serving(interop, make_server, server_credentials) as port:
+        client = CLIENTS[name](f"127.0.0.1:{port}", client_credentials)
         try:
             yield Peer(interop, port, client)
         finally:
