@@ -452,29 +452,21 @@ def credentials_for(transport, client, kind_of_server, certificate):
     return server, context
 
 
-def pytest_generate_tests(metafunc):
+PEERS = [(client, "plain", server) for client in CLIENTS for server in ("native", "compat", "grpcio")]
+PEERS += [(client, "tls", "native") for client in CLIENTS]
+
+
+@pytest.fixture(params=PEERS, ids="-".join)
+def peer(request, interop, servers_by_kind):
     """Every client with every server, and with TLS every client with the native one."""
-    if "peer" in metafunc.fixturenames:
-        pairs = [(client, "plain", server) for client in CLIENTS for server in ("native", "compat", "grpcio")]
-        pairs += [(client, "tls", "native") for client in CLIENTS]
-        metafunc.parametrize(
-            ("peer", "make_server"),
-            [((client, transport), server) for client, transport, server in pairs],
-            indirect=True,
-            ids=["-".join(pair) for pair in pairs],
-        )
-
-
-@pytest.fixture
-def peer(request, interop, make_server, kind_of_server):
-    name, transport = request.param
+    name, transport, kind_of_server = request.param
     if name == "grpclib":
         pytest.importorskip("grpclib")
     certificate = None
     if transport == "tls":
         certificate = request.getfixturevalue("certificate")
     server_credentials, client_credentials = credentials_for(transport, name, kind_of_server, certificate)
-    with serving(interop, make_server, server_credentials) as port:
+    with serving(interop, servers_by_kind(kind_of_server), server_credentials) as port:
         client = CLIENTS[name](f"127.0.0.1:{port}", client_credentials)
         try:
             yield Peer(interop, port, client)
