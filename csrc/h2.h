@@ -108,7 +108,7 @@ h2_op_data(const H2Op *op) /* follows it; H2Stream.ask has none */
 /* Requests to the owner that need no data: bits of H2Stream.asked. */
 enum { ASK_CONSUME = 1, ASK_DEADLINE = 2, ASK_CANCEL = 4 };
 
-/* Why a call has ended for the application before it sent a status. */
+/* Why a call has ended for the application before it sent a status.  TOO_LARGE: or not well-formed. */
 typedef enum H2End { END_NOT, END_RESET, END_LOST, END_DEADLINE, END_CANCEL, END_TOO_LARGE, END_STATUS } H2End;
 
 /* What is wrong with a request's head. */
@@ -160,7 +160,7 @@ struct H2Stream {
     uint32_t out_queued; /* atomic: bytes posted and not yet on their way */
     uint32_t want_room;  /* atomic: somebody waits in writers */
     uint32_t asked;      /* atomic: ASK_... */
-    uint32_t cancel;     /* status for ASK_CANCEL */
+    uint32_t cancel;     /* atomic: status for ASK_CANCEL, or that of END_TOO_LARGE */
     H2Op ask;            /* the op that carries asked; kind 0 */
 
     H2Stream *ready_next; /* ready_lock, or the owner's list of fresh ones */

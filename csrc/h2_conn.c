@@ -433,13 +433,13 @@ conn_close(H2Conn *c)
     c->pending = NULL;
     mutex_unlock(&c->lock);
     h2_conn_flush(c); /* what was posted meanwhile is dropped */
-    if (!c->broken && !c->killed)
-        h2_linger(c);
     netpoll_evict(c->pd);
     while (atomic_load(&c->write_waiting))
         gosleep(1000 * 1000);
     if (c->io->close != NULL)
         c->io->close(c); /* before the server is told: the process may end then */
+    if (!c->broken && !c->killed)
+        h2_linger(c);
     h2_conn_gone(c);
     netpoll_close(c->pd);
     close(c->fd);

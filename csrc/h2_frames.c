@@ -245,6 +245,8 @@ static void
 fail_stream(H2Conn *c, H2Stream *st, H2End why, uint32_t status, const char *text)
 {
     st->offered = true; /* too late for a call that the application does not know yet */
+    if (why == END_TOO_LARGE)
+        atomic_store_relaxed(&st->cancel, status); /* for whom h2_end_stream tells */
     h2_end_stream(st, why);
     if (st->closed || st->status_sent)
         return;

@@ -38,21 +38,22 @@ plain_write(H2Conn *c, const char *buf, size_t n)
 }
 
 #define LINGER_NS ((int64_t)1000 * 1000 * 1000)
-#define LINGER_STEP ((int64_t)2 * 1000 * 1000)
+#define LINGER_STEP ((int64_t)2 * 1000 * 1000) /* at first; up to 32 times that while nothing comes */
 
 /* A socket that is closed with bytes unread resets the connection, and what was sent last may be lost with it. */
 void
 h2_linger(H2Conn *c)
 {
     char *buf = malloc(H2_IN);
-    int64_t end = nanotime() + LINGER_NS;
+    int64_t end = nanotime() + LINGER_NS, step = LINGER_STEP;
     if (buf == NULL || shutdown(c->fd, SHUT_WR) != 0)
         end = 0;
     while (nanotime() < end && !atomic_load(&c->server->killed)) {
         ssize_t n = recv(c->fd, buf, H2_IN, MSG_DONTWAIT);
         if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
             break;
-        gosleep(LINGER_STEP);
+        step = n > 0 ? LINGER_STEP : step >= 32 * LINGER_STEP ? step : step * 2;
+        gosleep(step);
     }
     free(buf);
 }

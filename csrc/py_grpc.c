@@ -610,15 +610,11 @@ static void
 account_early(GrpcCall *call)
 {
     static const uint8_t codes[] = {
-        [END_NOT] = GRPC_UNKNOWN,
-        [END_RESET] = GRPC_CANCELLED,
-        [END_LOST] = GRPC_CANCELLED,
-        [END_CANCEL] = GRPC_CANCELLED,
-        [END_STATUS] = GRPC_UNKNOWN,
-        [END_DEADLINE] = GRPC_DEADLINE_EXCEEDED,
-        [END_TOO_LARGE] = GRPC_RESOURCE_EXHAUSTED,
+        [END_NOT] = GRPC_UNKNOWN,      [END_RESET] = GRPC_CANCELLED, [END_LOST] = GRPC_CANCELLED,
+        [END_CANCEL] = GRPC_CANCELLED, [END_STATUS] = GRPC_UNKNOWN,  [END_DEADLINE] = GRPC_DEADLINE_EXCEEDED,
     };
-    account(call, codes[h2_ended(call->st)]);
+    H2End ended = h2_ended(call->st);
+    account(call, ended == END_TOO_LARGE ? (int)atomic_load_relaxed(&call->st->cancel) : codes[ended]);
 }
 
 static void

@@ -17,6 +17,9 @@ for a response parks, so that thousands may call at once.
 
 serve() runs a server in several processes on one port.
 
+Interceptors of others (OpenTelemetry, grpc-interceptor ...) are given to server() by hand: instrumentation that replaces grpc.server and
+grpc.insecure_channel by its own does not see these here.
+
     __init__.py  server(), compat_server(), insecure_channel(), secure_channel()
     _server.py   the native server: start, stop, figures     _call.py  serving a call       _context.py  what a handler sees of it
     _ports.py    addresses and sockets                       _processes.py  serve()         _current.py  gmp.context.current() there

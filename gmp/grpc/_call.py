@@ -156,6 +156,7 @@ class Service:
             traceback.print_exc()
         finally:
             call._leave()
+            call._forget_rpc_errors()
 
     def _request(self, call: Context, deserializer: Any) -> Any:
         """Return the only request, or None: then the call is answered, or over."""

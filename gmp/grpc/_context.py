@@ -85,7 +85,14 @@ class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]
         """Raise what tells the handler that the call has ended; if the handler lets it through, that is no error."""
         error = grpc.RpcError()
         self.__dict__.setdefault("_rpc_errors", []).append(error)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # this frame is in its traceback
+
+    def _forget_rpc_errors(self) -> None:
+        """Their tracebacks hold the call: so it goes when its goroutine ends, and is counted, not with the next collection of garbage."""
+        self.__dict__.pop("_rpc_errors", None)
 
     def _is_rpc_error(self, error: BaseException) -> bool:
         return any(error is known for known in self.__dict__.get("_rpc_errors", ()))

@@ -17,26 +17,40 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(params=["native", "compat", "grpcio"])
-def make_server(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
-    """Each of gmp.grpc.server, gmp.grpc.compat_server and grpc.server with a thread pool in turn; what they take but the pool."""
-    grpc = pytest.importorskip("grpc")
-    import gmp.grpc
-
-    if request.param == "grpcio":
-        pool = futures.ThreadPoolExecutor(64)
-        yield lambda **kwargs: grpc.server(pool, **kwargs)
-        pool.shutdown()
-        return
-    if request.param == "native" and not gmp.grpc.is_native:
-        pytest.skip("built without libnghttp2")
-    yield {"native": gmp.grpc.server, "compat": gmp.grpc.compat_server}[request.param]
+SERVERS = ("native", "compat", "grpcio")
 
 
 @pytest.fixture
-def kind_of_server(request: pytest.FixtureRequest, make_server: Callable[..., Any]) -> str:
+def servers_by_kind() -> Iterator[Callable[[str], Callable[..., Any]]]:
+    """gmp.grpc.server, gmp.grpc.compat_server and grpc.server with a thread pool, by name: what they take but the pool."""
+    grpc = pytest.importorskip("grpc")
+    import gmp.grpc
+
+    pools: list[futures.ThreadPoolExecutor] = []
+
+    def find(kind: str) -> Callable[..., Any]:
+        if kind == "grpcio":
+            pools.append(futures.ThreadPoolExecutor(64))
+            return lambda **kwargs: grpc.server(pools[-1], **kwargs)
+        if kind == "native" and not gmp.grpc.is_native:
+            pytest.skip("built without libnghttp2")
+        return {"native": gmp.grpc.server, "compat": gmp.grpc.compat_server}[kind]
+
+    yield find
+    for pool in pools:
+        pool.shutdown()
+
+
+@pytest.fixture(params=SERVERS)
+def kind_of_server(request: pytest.FixtureRequest) -> str:
     """The name of what make_server makes."""
-    return str(request.node.callspec.params["make_server"])
+    return str(request.param)
+
+
+@pytest.fixture
+def make_server(kind_of_server: str, servers_by_kind: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
+    """Each of the servers in turn."""
+    return servers_by_kind(kind_of_server)
 
 
 def _load(name: str, path: Path) -> ModuleType:

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import gc
 import queue
+import ssl
 import threading
 import time
 from concurrent import futures
@@ -374,7 +375,9 @@ class LibClient:
     def close(self):
         async def close():
             self.channel.close()
-            await asyncio.sleep(0)
+            # TLS says goodbye and waits for an answer; the loop's own descriptor stays
+            while len(asyncio.get_running_loop()._selector.get_map()) > 1:
+                await asyncio.sleep(0.001)
 
         self.loop.run(close())
         self.loop.close()
@@ -435,12 +438,36 @@ def serving(interop, make_server, credentials=None, **options):
         assert server.stop(None).wait(LONG)
 
 
-@pytest.fixture(params=CLIENTS)
-def peer(request, interop, make_server):
-    if request.param == "grpclib":
+def credentials_for(transport, client, kind_of_server, certificate):
+    """The server's and the client's: None, None without TLS."""
+    if transport == "plain":
+        return None, None
+    pem = certificate.read_bytes()
+    ours = gmp.grpc if kind_of_server == "native" else grpc
+    server = ours.ssl_server_credentials([(pem, pem)])
+    if client != "grpclib":
+        return server, grpc.ssl_channel_credentials(pem)
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.set_alpn_protocols(["h2"])
+    return server, context
+
+
+PEERS = [(client, "plain", server) for client in CLIENTS for server in ("native", "compat", "grpcio")]
+PEERS += [(client, "tls", "native") for client in CLIENTS]
+
+
+@pytest.fixture(params=PEERS, ids="-".join)
+def peer(request, interop, servers_by_kind):
+    """Every client with every server, and with TLS every client with the native one."""
+    name, transport, kind_of_server = request.param
+    if name == "grpclib":
         pytest.importorskip("grpclib")
-    with serving(interop, make_server) as port:
-        client = CLIENTS[request.param](f"127.0.0.1:{port}")
+    certificate = None
+    if transport == "tls":
+        certificate = request.getfixturevalue("certificate")
+    server_credentials, client_credentials = credentials_for(transport, name, kind_of_server, certificate)
+    with serving(interop, servers_by_kind(kind_of_server), server_credentials) as port:
+        client = CLIENTS[name](f"127.0.0.1:{port}", client_credentials)
         try:
             yield Peer(interop, port, client)
         finally:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import gzip
 import logging
 import socket
 import struct
+import time
 import zlib
 from concurrent import futures
 
@@ -436,3 +438,19 @@ def test_binary_values_that_were_joined_are_taken_apart(servers):
         ("k", "a,b"),
     ]
     assert answer.messages == [(0, repr(seen).encode())]
+
+
+def test_what_the_engine_refuses_is_counted_with_its_code(request):
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    server = gmp.grpc.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Join": HANDLERS["Join"]}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert dict(ask(port, "Join", b"1", (2, b"zz")).head)["grpc-status"] == "13"
+    # and soon: the call does not wait for the garbage collector
+    end = time.monotonic() + LONG
+    while (codes := server.stats()["methods"].get(f"/{SERVICE}/Join", {}).get("codes")) != {"INTERNAL": 1}:
+        assert time.monotonic() < end, codes
+        time.sleep(0.005)
+    assert server.stop(None).wait(LONG)
