@@ -564,7 +564,7 @@ def test_time_remaining(make):
 
     with serving(make, Call=uu(handler)) as (_, channel):
         unary(channel)(b"", timeout=100)
-    assert 50 < seen[0] <= 100.5
+    assert 50 < seen[0] < 103  # grpcio rounds it up
     assert seen[1] < seen[0] - 0.04
 
 
