@@ -7,6 +7,7 @@
 #                 ONLY="3.14 3.15" picks some
 # make asan ubsan tsan    under sanitizers
 # make model      every interleaving of the core's protocols, within bounds (tests/model); the short run is part of make test
+# make fuzz       libFuzzer on the gRPC engine (tests/fuzz; clang); SECONDS=3600 makes it longer.  make test replays its corpus
 # make arm64      the C tests and a smoke test of the extension as AArch64, under qemu-user
 # make kqueue     the C tests on the net poller for macOS and the BSDs (by libkqueue, else what the tests make of epoll)
 # make windows    the C core for Windows, its tests under Wine       make macos    for macOS and FreeBSD: compiled and linked
@@ -34,7 +35,7 @@ SOURCES := setup.py pyproject.toml MANIFEST.in $(wildcard csrc/*.[chS] gmp/*.py 
 	gmp/[!p]*/*.py protos/*.proto)
 
 .PHONY: demo test ctest pytest stress bench lint format pythons asan ubsan tsan sanitized sanitized-pytest model arm64
-.PHONY: kqueue windows macos wheel install clean FORCE
+.PHONY: fuzz kqueue windows macos wheel install clean FORCE
 .DELETE_ON_ERROR:
 
 install: $(VENV)/.installed
@@ -85,6 +86,10 @@ tsan:
 model:
 	$(MAKE) -C tests/model
 
+fuzz:
+	tools/apt.sh fuzz
+	$(MAKE) -C tests/fuzz SECONDS=$(or $(SECONDS),60)
+
 arm64:
 	tools/arm64.sh
 
@@ -121,7 +126,7 @@ wheel: $(BUILDER)/.deps
 	$(BUILDER)/bin/python tools/build.py --sdist $(OUT)
 
 clean:
-	rm -rf build dist csrc/build tests/model/build gmp/protos *.egg-info gmp/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf build dist csrc/build tests/model/build tests/fuzz/build gmp/protos *.egg-info gmp/*.so .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	rm -rf .venv .venvs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

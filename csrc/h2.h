@@ -9,8 +9,9 @@
  *   H2Method  a path the application knows, so that calls of it come with what it has noted down for it
  *
  * Files: h2_conn.c (a connection's goroutine, flushing, its end), h2_frames.c (the session: calls from frames, frames from what was
- * posted), h2_stream.c (a call as the application sees it), h2_io.c (bytes to and from the descriptor), h2_tls.c (the same through
- * OpenSSL; h2_notls.c without), h2_server.c (listeners, connections, the queue of calls, drain), h2_native.c (native goroutines).
+ * posted), h2_guard.c (limits against abuse, and what is told of it), h2_stream.c (a call as the application sees it), h2_io.c (bytes to and
+ * from the descriptor), h2_tls.c (the same through OpenSSL; h2_notls.c without), h2_text.c (header values), h2_server.c (listeners,
+ * connections, the queue of calls, drain), h2_native.c (native goroutines).
  *
  * Lock order: servers_lock < H2Server.lock < H2Conn.lock < H2Stream.lock < H2Tls.lock < H2Server.ready_lock < the scheduler's.  None is held
  * while parked.
@@ -48,7 +49,39 @@ typedef struct H2Options {
     bool keepalive_without_calls; /* send them, and allow the client to, while there is no call */
     int64_t max_idle, max_age, max_age_grace;
     int64_t handshake_timeout;
+    /* h2_guard.c; 0: any number, never */
+    uint32_t max_resets, max_frames;
+    uint64_t max_buffered;
+    int64_t header_timeout, write_timeout;
 } H2Options;
+
+/* What is told to the application: why a connection was closed, calls refused. */
+typedef enum H2Why {
+    WHY_RESETS,
+    WHY_FRAMES,
+    WHY_HEADERS,
+    WHY_PROTOCOL,
+    WHY_PREFACE,
+    WHY_HANDSHAKE,
+    WHY_HEADER_TIMEOUT,
+    WHY_KEEPALIVE,
+    WHY_WRITE,
+    WHY_PINGS,
+    WHY_ORPHANS,
+    WHY_BUFFERED,
+    WHY_ACCEPT,
+    WHY_TLS,
+    H2_WHYS
+} H2Why;
+extern const char *const h2_why_names[H2_WHYS];
+#define H2_NEWS 8
+#define H2_NEWS_SIZE 480
+
+/* Counts what comes in a burst; see h2_guard.c. */
+typedef struct H2Meter {
+    int64_t at, since; /* nanotime */
+    uint32_t count;
+} H2Meter;
 
 /* gRPC status codes that the engine itself uses. */
 enum {
@@ -136,12 +169,14 @@ struct H2Stream {
     uint8_t prefix[5], nprefix;
     H2Msg *partial;
     uint32_t got; /* bytes of partial */
+    uint32_t cap; /* that it has room for */
     bool offered; /* is or was in a list for the application */
     bool closed;  /* gone from the session */
     bool head_sent, status_sent, deferred;
     bool remote_closed;
     H2Op *out_first, *out_last; /* messages and status to send */
     uint32_t out_off;           /* bytes of out_first's message that went out */
+    uint32_t framed;            /* bytes of the queue that nghttp2 has promised in a frame */
     H2Stream *next, *prev;      /* of the connection */
     Timer timer;
     bool timing;
@@ -155,6 +190,7 @@ struct H2Stream {
     uint8_t ended;   /* H2End; atomic for readers without the lock */
     bool half_closed;
     bool notify; /* tell the application of an early end */
+    bool orphan; /* it has ended early */
     WaitQ readers, writers;
 
     uint32_t out_queued; /* atomic: bytes posted and not yet on their way */
@@ -208,6 +244,11 @@ struct H2Conn {
     bool more;                          /* the last flush was cut short */
     bool parting;                       /* close once everything is written */
     bool timer_on;                      /* timer was armed, with a reference */
+    bool spoken;                        /* something has come from the client; before that nothing is sent */
+    bool blamed;                        /* the application is told why it ends */
+    bool condemned;                     /* it is to end now, with a GOAWAY */
+    bool muted;                         /* it has got an answer, and gets no frames any more */
+    bool choked;                        /* is not read from for now */
     H2Stream *fresh_first, *fresh_last; /* calls that came in this turn */
     uint32_t nfresh;
 
@@ -216,6 +257,20 @@ struct H2Conn {
     int64_t drain_by;
     int32_t strikes;
     bool data_sent; /* since the last ping that counted */
+
+    /* h2_guard.c; owner */
+    H2Meter resets, frames;
+    uint64_t earned;         /* frames for which nothing is spent */
+    uint32_t answered;       /* calls; the same for resets */
+    bool in_block, had_data; /* within a header block; the DATA frame had some */
+    uint32_t block_seq;
+    int64_t block_since, stalled_since;
+    int64_t due; /* when timer fires, 0: it is not armed */
+    uint64_t block_bytes;
+    uint64_t received;  /* bytes of requests kept, ever */
+    uint64_t taken;     /* atomic: and let go of */
+    uint32_t orphans;   /* atomic: calls that have ended early and are not forgotten yet */
+    uint32_t unstarted; /* ready_lock; atomic for readers without it: in the queue of calls */
 
     H2Op *outbox;        /* atomic: a stack; see h2_post */
     uint32_t unflushed;  /* atomic: posted since the last flush */
@@ -248,8 +303,6 @@ typedef struct H2Listener {
 
 enum { READY_CALL = 1, READY_END = 2, READY_NOTICE = 4 };
 
-#define H2_WARNING 320
-
 struct H2Server {
     uint32_t refs; /* atomic */
     H2Options options;
@@ -260,23 +313,24 @@ struct H2Server {
     H2Listener *listeners;
     H2Conn *conns;
     uint32_t nconns, naccepting;
-    bool started, draining, killed;
+    bool started, draining;
+    bool killed; /* atomic for readers without the lock */
 
     Mutex ready_lock;
     H2Stream *ready_first, *ready_last;
     uint32_t nready; /* atomic for readers without the lock */
     bool done;       /* drained: nothing will come any more */
-    bool notice;     /* the application is to look at warnings and at what credentials ask for */
+    bool notice;     /* the application is to look at news and at what credentials ask for */
     WaitQ takers;
+    char news[H2_NEWS][H2_NEWS_SIZE];
+    uint32_t news_first, nnews;
+    uint64_t whys[H2_WHYS];   /* how often */
+    uint32_t untold[H2_WHYS]; /* since the last that was told */
+    int64_t told[H2_WHYS];    /* nanotime */
 
     Mutex dirty_lock;
     H2Conn *dirty;       /* that have something posted and not flushed; atomic for readers without the lock */
     int64_t dirty_since; /* nanotime of the oldest; atomic for readers without the lock */
-
-    Mutex warn_lock;
-    char warning[H2_WARNING]; /* for the application's log; empty: it has taken it */
-    int64_t warned;           /* nanotime of the last one */
-    uint32_t unwarned;        /* those that were left out since */
 
     /* Counters; atomic. */
     uint64_t accepted, calls, resets;
@@ -296,14 +350,11 @@ void h2_drain(H2Server *srv);
 /* Ends them, too. */
 void h2_kill(H2Server *srv);
 /* Parks until a call is there for the application, or (READY_END) one that has ended early and is to be told so: with a reference.
- * Or (READY_NOTICE), with no stream, that there is a warning to log or that credentials wait for certificates.
+ * Or (READY_NOTICE), with no stream, that there is something to log (h2_news) or that credentials wait for certificates.
  * GMP_ECLOSED: drained, and nothing will come any more. */
 int h2_take(H2Server *srv, H2Stream **st, int *why);
 void h2_notice(H2Server *srv);
-/* A line for the application's log; one a second, others are counted. */
-void h2_warn(H2Server *srv, const char *format, ...) GMP_PRINTF(2, 3);
-/* Takes it, of H2_WARNING bytes, with the number of those that were left out before it.  False: there is none. */
-bool h2_take_warning(H2Server *srv, char *line, uint32_t *unwarned);
+bool h2_news(H2Server *srv, char text[H2_NEWS_SIZE]); /* false: there is none */
 /* Sends what was posted, on the calling thread, but for what others are sending.  False: there was nothing. */
 bool h2_flush_dirty(H2Server *srv);
 /* The same for all servers that run: for Sched.before_idle. */
@@ -334,11 +385,19 @@ int h2_recv(H2Stream *st, H2Msg **msg, int64_t timeout);
 bool h2_recv_ready(H2Stream *st); /* it would not wait */
 /* Parks until the client has taken so much of what was posted that more may be. */
 int h2_wait_room(H2Stream *st, int64_t timeout);
+/* Bytes that may be posted and not yet sent: so many for all calls of a connection, when none of them is read. */
 #define H2_ROOM (64 * 1024)
+#define H2_CONN_ROOM (16 * 1024 * 1024)
+static inline uint32_t
+h2_room(const H2Stream *st)
+{
+    uint32_t n = atomic_load_relaxed(&st->conn->nstreams);
+    return n <= H2_CONN_ROOM / H2_ROOM ? H2_ROOM : H2_CONN_ROOM / n;
+}
 static inline bool
 h2_has_room(H2Stream *st)
 {
-    return atomic_load_relaxed(&st->out_queued) <= H2_ROOM;
+    return atomic_load_relaxed(&st->out_queued) <= h2_room(st);
 }
 static inline H2End
 h2_ended(H2Stream *st)
@@ -357,6 +416,9 @@ void h2_conn_unref(H2Conn *c);
 void h2_conn_chore(H2Conn *c, uint32_t what);
 void h2_conn_flush(H2Conn *c);
 void h2_conn_kick(H2Conn *c); /* its goroutine has a look */
+
+/* ---- h2_guard.c ---- */
+void h2_tell(H2Server *srv, H2Why why, const char *fmt, ...) GMP_PRINTF(3, 4); /* any thread */
 
 /* ---- h2_io.c ---- */
 void h2_linger(H2Conn *c); /* parks: what was sent last is to arrive, though the client still sends */
@@ -400,6 +462,14 @@ extern const H2Io h2_tls;
 void h2_tls_before_fork(void);
 void h2_tls_after_fork(void);
 void h2_tls_afterfork_child(void);
+/* ---- h2_text.c ---- */
+int64_t h2_parse_timeout(const uint8_t *s, size_t n);
+int h2_encoding_of(const uint8_t *s, size_t n);
+uint8_t h2_encodings_in(const uint8_t *s, size_t n);
+size_t h2_base64_encode(char *out, const uint8_t *in, size_t n);
+ptrdiff_t h2_base64_decode(char *out, const char *in, size_t n);
+bool h2_is_base64(const uint8_t *s, size_t n);
+size_t h2_percent_encode(char *out, const char *in, size_t n);
 
 /* ---- h2_native.c ---- */
 #define H2_SET (&scheds[SET_NATIVE])

@@ -33,6 +33,7 @@
 
 static void service(H2Conn *c, H2Buf *b);
 static bool finished(H2Conn *c);
+static void due_by(H2Conn *c, int64_t when);
 
 /* ---- flushing (owner) ---- */
 
@@ -48,7 +49,7 @@ write_main(void *arg)
         c->broken = true;
     else
         service(c, b); /* which may start another of us */
-    bool kick = !c->dead && (c->more || finished(c));
+    bool kick = !c->dead && (c->more || c->choked || finished(c));
     mutex_unlock(&c->lock);
     if (b != NULL)
         h2_buf_put(b);
@@ -71,7 +72,11 @@ wait_writable(H2Conn *c)
         c->write_waiting = false;
         c->broken = true;
         h2_conn_unref(c);
+        return;
     }
+    c->stalled_since = nanotime(); /* it has just taken some, or we would wait already */
+    if (c->server->options.write_timeout != 0)
+        due_by(c, c->stalled_since + c->server->options.write_timeout);
 }
 
 /* Writes out b->out, or keeps the rest of it.  False: no more for now. */
@@ -140,6 +145,8 @@ flush(H2Conn *c, H2Buf *b)
     size_t sent = 0;
     if (c->broken || ((c->pending != NULL || c->held) && !write_pending(c)))
         goto blocked;
+    if (c->muted || (!c->spoken && !c->draining)) /* who speaks HTTP/1 gets an answer that it can read */
+        return;
     while (!c->shaking) {
         if (sent >= FLUSH_MOST) {
             c->more = true;
@@ -220,6 +227,8 @@ keep_house(H2Conn *c)
     if (!c->greeted && o->handshake_timeout != 0) {
         when = c->opened + o->handshake_timeout;
         if (now >= when) {
+            if (!c->shaking) /* else io has something to say */
+                h2_blame(c, WHY_HANDSHAKE, "no HTTP/2 settings within %.1f s", (double)o->handshake_timeout / 1e9);
             c->broken = true;
             return;
         }
@@ -229,6 +238,7 @@ keep_house(H2Conn *c)
         if (c->ping_sent != 0) {
             when = c->ping_sent + o->keepalive_timeout;
             if (now >= when) {
+                h2_blame(c, WHY_KEEPALIVE, "a ping was not answered within %.1f s", (double)o->keepalive_timeout / 1e9);
                 c->broken = true;
                 return;
             }
@@ -245,6 +255,24 @@ keep_house(H2Conn *c)
                     when = now + o->keepalive_time;
                 }
             }
+        }
+        due = soonest(due, when);
+    }
+    if (o->header_timeout != 0 && c->in_block) {
+        when = c->block_since + o->header_timeout;
+        if (now >= when) {
+            h2_condemn(c, WHY_HEADER_TIMEOUT, NGHTTP2_ENHANCE_YOUR_CALM, "headers not complete within %.1f s",
+                       (double)o->header_timeout / 1e9);
+            return;
+        }
+        due = soonest(due, when);
+    }
+    if (o->write_timeout != 0 && c->write_waiting) {
+        when = c->stalled_since + o->write_timeout;
+        if (now >= when) {
+            h2_blame(c, WHY_WRITE, "nothing could be written for %.1f s", (double)o->write_timeout / 1e9);
+            c->broken = true;
+            return;
         }
         due = soonest(due, when);
     }
@@ -283,17 +311,29 @@ keep_house(H2Conn *c)
     if (c->timer_on && timer_del(&c->timer))
         h2_conn_unref(c); /* the connection's own goroutine has another one */
     c->timer_on = true;
+    c->due = due;
     atomic_xadd(&c->refs, 1u);
     if (timer_arm(H2_SET, &c->timer, due, chore_due, c, 0) != GMP_OK) {
         c->timer_on = false;
+        c->due = 0;
         h2_conn_unref(c);
     }
+}
+
+/* There will be something to do for keep_house.  A timer that fires earlier finds it. */
+static void
+due_by(H2Conn *c, int64_t when)
+{
+    if (c->due == 0 || when < c->due)
+        keep_house(c);
 }
 
 static void
 do_chores(H2Conn *c)
 {
     uint32_t chores = atomic_xchg(&c->chores, 0u);
+    if (chores & CHORE_TIMER)
+        c->due = 0;
     if (chores & CHORE_DRAIN)
         drain(c);
     if (chores & CHORE_KILL) {
@@ -320,7 +360,7 @@ service(H2Conn *c, H2Buf *b)
 static bool
 finished(H2Conn *c)
 {
-    if (c->broken || (c->killed && (c->pending != NULL || c->held)) || (c->draining && c->shaking))
+    if (c->broken || c->condemned || (c->killed && (c->pending != NULL || c->held)) || (c->draining && c->shaking))
         return true;
     return c->pending == NULL && !c->held && (c->parting || !nghttp2_session_want_read(c->session)) &&
            !nghttp2_session_want_write(c->session);
@@ -390,14 +430,26 @@ turn(H2Conn *c, bool *more)
     if (b == NULL)
         return false;
     mutex_lock(&c->lock);
-    ssize_t n = c->io->read(c, b->in, sizeof b->in);
+    H2Reading reading = h2_may_read(c);
+    c->choked = reading != READ_ON;
+    ssize_t n = c->choked ? -EAGAIN : c->io->read(c, b->in, sizeof b->in);
     if (n > 0) {
+        uint32_t block = c->block_seq;
+        bool within = c->in_block;
+        c->spoken = true;
         atomic_store_relaxed(&c->last_read, nanotime());
         ssize_t r = nghttp2_session_mem_recv(c->session, (const uint8_t *)b->in, (size_t)n);
-        if (r < 0) {
+        if (r >= 0 && within && c->in_block && c->block_seq == block)
+            (void)h2_spend_header(c, (size_t)n);
+        else if (r < 0 && !c->condemned)
+            h2_unreadable(c, b->in, (size_t)n, (int)r);
+        if (c->condemned || r < 0) {
             h2_hand_over(c);
             flush(c, b); /* its parting words */
             c->broken = true;
+        }
+        else if (c->in_block && c->server->options.header_timeout != 0) {
+            due_by(c, c->block_since + c->server->options.header_timeout);
         }
     }
     else if (n != -EAGAIN) {
@@ -406,8 +458,10 @@ turn(H2Conn *c, bool *more)
     h2_hand_over(c);
     if (!c->broken)
         service(c, b);
+    if (c->condemned && !c->broken)
+        flush(c, b);
     bool end = finished(c);
-    *more = c->more || c->again;
+    *more = c->more || reading == READ_SOON || (reading == READ_ON && c->again);
     mutex_unlock(&c->lock);
     h2_buf_put(b);
     return !end;
@@ -438,7 +492,7 @@ conn_close(H2Conn *c)
         gosleep(1000 * 1000);
     if (c->io->close != NULL)
         c->io->close(c); /* before the server is told: the process may end then */
-    if (!c->broken && !c->killed)
+    if ((!c->broken || c->blamed) && !c->killed)
         h2_linger(c);
     h2_conn_gone(c);
     netpoll_close(c->pd);
@@ -455,7 +509,10 @@ conn_main(void *arg)
         if (atomic_load(&c->outbox) != NULL)
             h2_conn_flush(c);
         if (more) {
-            gosched();
+            if (c->choked)
+                gosleep(1000 * 1000); /* the application is behind */
+            else
+                gosched();
             continue;
         }
         if (netpoll_wait(c->pd, POLL_READ) == GMP_ECLOSED)

@@ -16,6 +16,18 @@ void h2_end_stream(H2Stream *st, H2End why);
 void h2_out_gone(H2Stream *st, uint32_t n);
 void h2_deadline_due(void *arg, uint32_t seq); /* of the call's timer; drops its reference */
 
+/* ---- h2_guard.c: for the owner ---- */
+void h2_blame(H2Conn *c, H2Why why, const char *fmt, ...) GMP_PRINTF(3, 4);
+int h2_condemn(H2Conn *c, H2Why why, uint32_t error, const char *fmt, ...) GMP_PRINTF(4, 5);
+int h2_spend_frame(H2Conn *c, uint8_t type);
+int h2_spend_header(H2Conn *c, size_t n);
+void h2_spend_reset(H2Conn *c, const H2Stream *st);
+bool h2_charge(H2Conn *c, uint64_t n);
+bool h2_admit(H2Conn *c);
+typedef enum H2Reading { READ_ON, READ_SOON, READ_WHEN_WRITTEN } H2Reading;
+H2Reading h2_may_read(H2Conn *c);
+void h2_unreadable(H2Conn *c, const char *in, size_t n, int error);
+
 /* ---- h2_frames.c: for the owner ---- */
 nghttp2_session *h2_session_new(H2Conn *c); /* NULL: no memory */
 /* Does what was posted.  When the connection is dead: drops it. */

@@ -11,8 +11,15 @@
 
 #include <stdio.h>
 
-#define HAND_OVER_EVERY 32 /* calls of one turn: the application starts on them while the rest is parsed */
 #define STACK_NVA 32
+#ifndef MESSAGE_FIRST             /* tests/fuzz has less */
+#define MESSAGE_FIRST (64 * 1024) /* bytes of a message that memory is taken for at once */
+#define HAND_OVER_EVERY 32        /* calls of one turn: the application starts on them while the rest is parsed */
+#endif
+
+/* Of libnghttp2 1.57, and of older ones with the distributors' patches. */
+extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *opt, uint64_t burst, uint64_t rate)
+    __attribute__((weak));
 
 /* ---- what goes out (owner) ---- */
 
@@ -81,6 +88,7 @@ static void
 out_pop(H2Stream *st)
 {
     H2Op *op = st->out_first;
+    st->conn->earned += 2;
     st->out_first = op->next;
     if (st->out_first == NULL)
         st->out_last = NULL;
@@ -88,13 +96,39 @@ out_pop(H2Stream *st)
     h2_op_free(op); /* not the last reference: the session has one */
 }
 
+/* What is queued goes, but for the bytes of a frame that nghttp2 has made up its mind about and has not had sent yet. */
 static void
-out_drop(H2Stream *st)
+out_drop(H2Stream *st, uint32_t keep)
 {
     uint32_t dropped = 0;
-    while (st->out_first != NULL) {
-        dropped += st->out_first->message - st->out_off;
-        out_pop(st);
+    H2Op *op = st->out_first, *last = NULL;
+    for (uint32_t off = st->out_off; keep != 0; off = 0, op = op->next) {
+        uint32_t n = op->message - off;
+        if (n > keep) {
+            dropped += n - keep;
+            op->message = off + keep;
+            n = keep;
+        }
+        op->kind = OP_MESSAGE;
+        keep -= n;
+        last = op;
+    }
+    if (last == NULL) {
+        while (st->out_first != NULL) {
+            dropped += st->out_first->message - st->out_off;
+            out_pop(st);
+        }
+    }
+    else {
+        op = last->next;
+        last->next = NULL;
+        st->out_last = last;
+        while (op != NULL) {
+            H2Op *next = op->next;
+            dropped += op->message;
+            h2_op_free(op);
+            op = next;
+        }
     }
     if (dropped != 0)
         h2_out_gone(st, dropped);
@@ -115,6 +149,7 @@ on_read_data(nghttp2_session *session, int32_t id, uint8_t *buf, size_t length, 
         off = 0;
         if (n > length) {
             *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+            st->framed = (uint32_t)length;
             return (ssize_t)length;
         }
         if (op->kind & (OP_STATUS | OP_ABORT))
@@ -131,6 +166,7 @@ on_read_data(nghttp2_session *session, int32_t id, uint8_t *buf, size_t length, 
     }
     if (n != 0)
         *flags |= NGHTTP2_DATA_FLAG_NO_COPY;
+    st->framed = (uint32_t)n;
     return (ssize_t)n;
 }
 
@@ -145,6 +181,7 @@ on_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head
     if (b->len + 9 + length + OUT_RESERVE > H2_OUT)
         return NGHTTP2_ERR_WOULDBLOCK;
     char *to = b->out + b->len;
+    st->framed = 0;
     memcpy(to, head, 9);
     to += 9;
     for (size_t left = length; left != 0;) {
@@ -161,6 +198,7 @@ on_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head
     }
     b->len += 9 + length;
     c->data_sent = true;
+    c->earned += 2;
     h2_out_gone(st, (uint32_t)length);
     return 0;
 }
@@ -210,7 +248,7 @@ apply(H2Conn *c, H2Op *op)
         return;
     }
     if (op->kind & OP_ABORT)
-        out_drop(st);
+        out_drop(st, st->framed);
     if (!st->head_sent) {
         bool only = (op->kind & (OP_STATUS | OP_ABORT)) && op->message == 0 && op->nhead == 0;
         if (begin_response(c, st, op, only) != 0) {
@@ -321,6 +359,10 @@ static int
 on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
     H2Conn *c = user;
+    c->in_block = true;
+    c->block_seq++;
+    c->block_since = c->last_read;
+    c->block_bytes = 0;
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST)
         return 0;
     H2Stream *st = malloc(sizeof *st);
@@ -328,6 +370,7 @@ on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *use
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE;
     memset(st, 0, offsetof(H2Stream, inlined));
     st->refs = 1;
+    st->started = c->last_read;
     st->id = frame->hd.stream_id;
     st->conn = c;
     atomic_xadd(&c->refs, 1u);
@@ -352,87 +395,18 @@ head_room(H2Conn *c, H2Stream *st, size_t n)
         return NULL;
     if (need > st->head_cap) {
         size_t cap = need * 2;
-        char *heap = malloc(cap);
+        char *heap = h2_charge(c, cap) ? malloc(cap) : NULL;
         if (heap == NULL)
             return NULL;
         memcpy(heap, st->head, st->head_len);
-        if (st->head != st->inlined)
+        if (st->head != st->inlined) {
+            atomic_xadd_relaxed(&c->taken, (uint64_t)st->head_cap);
             free(st->head);
+        }
         st->head = heap;
         st->head_cap = (uint32_t)cap;
     }
     return st->head + st->head_len;
-}
-
-/* grpc-timeout: digits (eight by the book, more by some clients) and a unit.  0: no such thing. */
-static int64_t
-parse_timeout(const uint8_t *s, size_t n)
-{
-    static const struct {
-        char unit;
-        int64_t ns;
-    } units[] = {{'n', 1}, {'u', 1000}, {'m', 1000000}, {'S', 1000000000}, {'M', 60000000000}, {'H', 3600000000000}};
-    if (n < 2 || n > 16)
-        return 0;
-    int64_t value = 0;
-    for (size_t i = 0; i + 1 < n; i++) {
-        if (s[i] < '0' || s[i] > '9')
-            return 0;
-        value = value * 10 + (s[i] - '0');
-    }
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if (units[i].unit == s[n - 1])
-            return value == 0 ? 1 : value > INT64_MAX / 2 / units[i].ns ? INT64_MAX / 2 : value * units[i].ns;
-    return 0;
-}
-
-static int
-encoding_of(const uint8_t *s, size_t n)
-{
-    if (n == 4 && memcmp(s, "gzip", 4) == 0)
-        return ENC_GZIP;
-    if (n == 7 && memcmp(s, "deflate", 7) == 0)
-        return ENC_DEFLATE;
-    if (n == 8 && memcmp(s, "identity", 8) == 0)
-        return ENC_IDENTITY;
-    return ENC_OTHER;
-}
-
-static uint8_t
-encodings_in(const uint8_t *s, size_t n)
-{
-    uint8_t bits = 0;
-    while (n != 0) {
-        size_t end = 0;
-        while (end < n && s[end] != ',')
-            end++;
-        size_t a = 0, b = end;
-        while (a < b && s[a] == ' ')
-            a++;
-        while (b > a && s[b - 1] == ' ')
-            b--;
-        bits |= (uint8_t)(1 << encoding_of(s + a, b - a));
-        n -= end;
-        s += end;
-        if (n != 0) {
-            s++;
-            n--;
-        }
-    }
-    return bits;
-}
-
-/* Whether the bytes are base64, with or without padding. */
-static bool
-is_base64(const uint8_t *s, size_t n)
-{
-    while (n != 0 && s[n - 1] == '=')
-        n--;
-    for (size_t i = 0; i < n; i++)
-        if (!((s[i] >= 'A' && s[i] <= 'Z') || (s[i] >= 'a' && s[i] <= 'z') || (s[i] >= '0' && s[i] <= '9') ||
-              s[i] == '+' || s[i] == '/'))
-            return false;
-    return true;
 }
 
 /* An entry of the metadata.  The values of a -bin key may have been joined by commas on their way: they are taken apart. */
@@ -452,7 +426,7 @@ put_header(H2Conn *c, H2Stream *st, const uint8_t *name, size_t nlen, const uint
             st->bad = BAD_SIZE;
             return;
         }
-        if (binary && !is_base64(value, n)) {
+        if (binary && !h2_is_base64(value, n)) {
             st->bad = BAD_BINARY;
             return;
         }
@@ -474,6 +448,8 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
 {
     H2Conn *c = user;
     (void)flags;
+    if (GMP_UNLIKELY(h2_spend_header(c, nlen + vlen + 32) != 0))
+        return NGHTTP2_ERR_CALLBACK_FAILURE;
     if (frame->hd.type != NGHTTP2_HEADERS || frame->headers.cat != NGHTTP2_HCAT_REQUEST)
         return 0;
     H2Stream *st = stream_of(session, frame->hd.stream_id);
@@ -496,7 +472,7 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
     }
     if (nlen > 5 && memcmp(name, "grpc-", 5) == 0) {
         if (IS("grpc-timeout")) {
-            int64_t ns = parse_timeout(value, vlen);
+            int64_t ns = h2_parse_timeout(value, vlen);
             if (ns == 0)
                 st->bad = BAD_TIMEOUT;
             else
@@ -504,11 +480,11 @@ on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *n
             return 0;
         }
         if (IS("grpc-encoding")) {
-            st->encoding = (uint8_t)encoding_of(value, vlen);
+            st->encoding = (uint8_t)h2_encoding_of(value, vlen);
             return 0;
         }
         if (IS("grpc-accept-encoding")) {
-            st->accepts |= encodings_in(value, vlen);
+            st->accepts |= h2_encodings_in(value, vlen);
             return 0;
         }
         if (IS("grpc-status") || IS("grpc-message")) /* they are a response's */
@@ -594,6 +570,11 @@ request_begun(H2Conn *c, H2Stream *st)
         fail_stream(c, st, END_TOO_LARGE, GRPC_UNIMPLEMENTED, "the compression of the request is not supported");
         return;
     }
+    if (!h2_admit(c)) {
+        st->offered = st->head_sent = st->status_sent = true;
+        nghttp2_submit_rst_stream(c->session, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_REFUSED_STREAM);
+        return;
+    }
     st->method = h2_find(c->server, st->head, st->path_len);
     if (st->deadline != 0) {
         h2_stream_ref(st);
@@ -623,7 +604,29 @@ message_complete(H2Conn *c, H2Stream *st)
     st->queued += m->len + 5;
     waitq_wake(&st->readers);
     mutex_unlock(&st->lock);
+    c->earned += 2;
     offer(c, st);
+}
+
+/* Makes room for cap bytes of the message.  What a client announces takes no memory before it comes. */
+static bool
+grow_message(H2Conn *c, H2Stream *st, uint32_t cap)
+{
+    const char *why = "the connection's requests that nobody has read yet take too much memory";
+    H2Msg *m = NULL;
+    if (h2_charge(c, cap - st->cap)) {
+        why = "no memory for a message";
+        m = realloc(st->partial, sizeof *m + cap);
+        if (m == NULL)
+            atomic_xadd_relaxed(&c->taken, (uint64_t)(cap - st->cap));
+    }
+    if (m == NULL) {
+        fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, why);
+        return false;
+    }
+    st->partial = m;
+    st->cap = cap;
+    return true;
 }
 
 /* The five bytes before a message are there. */
@@ -647,15 +650,11 @@ message_begun(H2Conn *c, H2Stream *st)
         fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, text);
         return false;
     }
-    H2Msg *m = malloc(sizeof *m + len);
-    if (m == NULL) {
-        fail_stream(c, st, END_TOO_LARGE, GRPC_RESOURCE_EXHAUSTED, "no memory for a message");
+    st->got = st->cap = 0;
+    if (!grow_message(c, st, len < MESSAGE_FIRST ? len : MESSAGE_FIRST))
         return false;
-    }
-    m->len = len;
-    m->compressed = p[0] == 1;
-    st->partial = m;
-    st->got = 0;
+    st->partial->len = len;
+    st->partial->compressed = p[0] == 1;
     return true;
 }
 
@@ -665,6 +664,7 @@ on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data
     H2Conn *c = user;
     (void)flags;
     H2Stream *st = stream_of(session, id);
+    c->had_data = true;
     nghttp2_session_consume_connection(session, len);
     if (st == NULL)
         return 0;
@@ -693,6 +693,12 @@ on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *data
         size_t n = m->len - st->got;
         if (n > len)
             n = len;
+        if (n > st->cap - st->got) {
+            uint64_t cap = 2 * (uint64_t)st->cap;
+            if (!grow_message(c, st, cap < m->len ? (uint32_t)cap : m->len))
+                return 0;
+            continue;
+        }
         memcpy(m->data + st->got, data, n);
         st->got += (uint32_t)n;
         data += n;
@@ -756,6 +762,7 @@ on_ping(H2Conn *c, const nghttp2_frame *frame)
         nghttp2_submit_goaway(c->session, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(c->session),
                               NGHTTP2_ENHANCE_YOUR_CALM, (const uint8_t *)text, sizeof text - 1);
         c->parting = true;
+        h2_blame(c, WHY_PINGS, "%d pings less than %.1f s apart, and no data", c->strikes, (double)least / 1e9);
     }
     c->last_ping = now;
 }
@@ -767,6 +774,7 @@ on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
     H2Stream *st;
     switch (frame->hd.type) {
     case NGHTTP2_HEADERS:
+        c->in_block = false;
         st = stream_of(session, frame->hd.stream_id);
         if (st == NULL)
             break;
@@ -778,8 +786,12 @@ on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
     case NGHTTP2_DATA:
         if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) && (st = stream_of(session, frame->hd.stream_id)) != NULL)
             half_close(c, st);
+        else if (!c->had_data)
+            return h2_spend_frame(c, NGHTTP2_DATA);
         break;
     case NGHTTP2_SETTINGS:
+        if (!c->greeted)
+            atomic_or(&c->chores, (uint32_t)CHORE_TIMER); /* from now on there is keepalive */
         c->greeted = true;
         break;
     case NGHTTP2_PING:
@@ -792,9 +804,43 @@ on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 }
 
 static int
+on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *user)
+{
+    H2Conn *c = user;
+    switch (hd->type) {
+    case NGHTTP2_HEADERS: /* nghttp2 ignores those on streams that are gone */
+        if (stream_of(session, hd->stream_id) == NULL &&
+            hd->stream_id <= nghttp2_session_get_last_proc_stream_id(session))
+            return h2_spend_frame(c, hd->type);
+        return 0;
+    case NGHTTP2_CONTINUATION:
+        return h2_spend_header(c, hd->length + 9);
+    case NGHTTP2_DATA:
+        c->in_block = c->had_data = false;
+        return stream_of(session, hd->stream_id) != NULL ? 0 : h2_spend_frame(c, hd->type);
+    default:
+        c->in_block = false;
+        return h2_spend_frame(c, hd->type);
+    }
+}
+
+static int
+on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame, int error, void *user)
+{
+    H2Conn *c = user;
+    (void)session, (void)error;
+    c->in_block = false;
+    return h2_spend_frame(c, frame->hd.type);
+}
+
+static int
 on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 {
     H2Conn *c = user;
+    if (frame->hd.type == NGHTTP2_GOAWAY &&
+        frame->goaway.error_code != NGHTTP2_NO_ERROR) /* nghttp2's, or told already */
+        h2_blame(c, WHY_PROTOCOL, "%s: %.*s", nghttp2_http2_strerror(frame->goaway.error_code),
+                 (int)frame->goaway.opaque_data_len, (const char *)frame->goaway.opaque_data);
     if (frame->hd.type != NGHTTP2_HEADERS)
         return 0;
     c->data_sent = true;
@@ -821,7 +867,7 @@ h2_stream_gone(H2Conn *c, H2Stream *st, H2End why)
     if (st->timing && timer_del(&st->timer))
         h2_stream_unref(st); /* else the timer fires at this moment, and drops it */
     st->timing = false;
-    out_drop(st);
+    out_drop(st, 0);
     h2_end_stream(st, why);
     h2_stream_unref(st);
 }
@@ -834,6 +880,11 @@ on_stream_close(nghttp2_session *session, int32_t id, uint32_t error, void *user
     if (error != NGHTTP2_NO_ERROR)
         atomic_xadd_relaxed(&c->server->resets, (uint64_t)1);
     if (st != NULL) {
+        c->in_block = false;
+        if (error != NGHTTP2_NO_ERROR)
+            h2_spend_reset(c, st);
+        else if (st->status_sent)
+            c->answered++;
         nghttp2_session_set_stream_user_data(session, id, NULL);
         h2_stream_gone(c, st, END_RESET);
         if (c->nstreams == 0)
@@ -853,6 +904,8 @@ h2_session_new(H2Conn *c)
         goto done;
     nghttp2_session_callbacks_set_on_begin_headers_callback(cb, on_begin_headers);
     nghttp2_session_callbacks_set_on_header_callback(cb, on_header);
+    nghttp2_session_callbacks_set_on_begin_frame_callback(cb, on_begin_frame);
+    nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(cb, on_invalid_frame);
     nghttp2_session_callbacks_set_on_frame_recv_callback(cb, on_frame);
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(cb, on_data);
     nghttp2_session_callbacks_set_on_stream_close_callback(cb, on_stream_close);
@@ -861,7 +914,9 @@ h2_session_new(H2Conn *c)
     nghttp2_option_set_no_auto_window_update(opt, 1);
     nghttp2_option_set_no_closed_streams(opt, 1);
     nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(
-        opt, 1); /* gRPC's clients send it; put_header strips it */
+        opt, 1);                                            /* gRPC's clients send it; put_header strips it */
+    if (nghttp2_option_set_stream_reset_rate_limit != NULL) /* ours knows which resets are harmless: h2_guard.c */
+        nghttp2_option_set_stream_reset_rate_limit(opt, UINT32_MAX, UINT32_MAX);
     if (nghttp2_session_server_new2(&session, cb, c, opt) != 0) {
         session = NULL;
         goto done;

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #define FLUSH_NS (100 * 1000)
-#define WARN_NS ((int64_t)1000 * 1000 * 1000)
 
 static Mutex servers_lock;
 static H2Server *servers; /* that were started and not freed yet; atomic head */
@@ -120,13 +119,15 @@ h2_learn(H2Server *srv, const char *path, uint32_t len, bool unary, void *app)
 
 /* ---- the queue of calls ---- */
 
-/* Any thread. */
+/* Any thread.  Calls come from one connection. */
 void
 h2_ready(H2Server *srv, H2Stream *first, H2Stream *last, uint32_t n, int why)
 {
     for (H2Stream *st = first; st != NULL; st = st->ready_next)
         st->ready |= (uint8_t)why;
     mutex_lock(&srv->ready_lock);
+    if (why == READY_CALL)
+        atomic_store_relaxed(&first->conn->unstarted, first->conn->unstarted + n);
     if (srv->ready_first == NULL)
         srv->ready_first = first;
     else
@@ -149,6 +150,8 @@ h2_take(H2Server *srv, H2Stream **st, int *why)
             atomic_store_relaxed(&srv->nready, srv->nready - 1);
             *why = first->ready;
             first->ready = 0;
+            if (*why & READY_CALL)
+                atomic_store_relaxed(&first->conn->unstarted, first->conn->unstarted - 1);
             mutex_unlock(&srv->ready_lock);
             *st = first;
             return GMP_OK;
@@ -179,39 +182,17 @@ h2_notice(H2Server *srv)
     mutex_unlock(&srv->ready_lock);
 }
 
-void
-h2_warn(H2Server *srv, const char *format, ...)
-{
-    int64_t now = nanotime();
-    va_list args;
-    mutex_lock(&srv->warn_lock);
-    bool say = srv->warning[0] == 0 && (srv->warned == 0 || now - srv->warned >= WARN_NS);
-    if (say) {
-        va_start(args, format);
-        vsnprintf(srv->warning, sizeof srv->warning, format, args);
-        va_end(args);
-        srv->warned = now;
-    }
-    else {
-        srv->unwarned++;
-    }
-    mutex_unlock(&srv->warn_lock);
-    if (say)
-        h2_notice(srv);
-}
-
 bool
-h2_take_warning(H2Server *srv, char *line, uint32_t *unwarned)
+h2_news(H2Server *srv, char text[H2_NEWS_SIZE])
 {
-    mutex_lock(&srv->warn_lock);
-    bool any = srv->warning[0] != 0;
+    mutex_lock(&srv->ready_lock);
+    bool any = srv->nnews != 0;
     if (any) {
-        memcpy(line, srv->warning, sizeof srv->warning);
-        *unwarned = srv->unwarned;
-        srv->warning[0] = 0;
-        srv->unwarned = 0;
+        memcpy(text, srv->news[srv->news_first], H2_NEWS_SIZE);
+        srv->news_first = (srv->news_first + 1) % H2_NEWS;
+        srv->nnews--;
     }
-    mutex_unlock(&srv->warn_lock);
+    mutex_unlock(&srv->ready_lock);
     return any;
 }
 
@@ -328,9 +309,13 @@ look_if_done(H2Server *srv)
     mutex_unlock(&srv->ready_lock);
 }
 
+#define ACCEPT_WAIT ((int64_t)10 * 1000 * 1000)
+#define ACCEPT_WAIT_MOST ((int64_t)200 * 1000 * 1000)
+
 static void
 accept_all(H2Listener *l)
 {
+    int64_t wait = ACCEPT_WAIT;
     for (;;) {
         struct sockaddr_storage peer;
         socklen_t len = sizeof peer;
@@ -339,11 +324,17 @@ accept_all(H2Listener *l)
             if (errno == EINTR || errno == ECONNABORTED)
                 continue;
             if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-                gosleep(10 * 1000 * 1000); /* those who wait stay in the backlog */
+                if (wait == ACCEPT_WAIT)
+                    h2_tell(l->server, WHY_ACCEPT, "no connection can be accepted for now: %s", strerror(errno));
+                gosleep(wait); /* those who wait stay in the backlog */
+                wait = wait * 2 < ACCEPT_WAIT_MOST ? wait * 2 : ACCEPT_WAIT_MOST;
+                if (atomic_load(&l->pd->closing))
+                    return;
                 continue;
             }
             return;
         }
+        wait = ACCEPT_WAIT;
         if (h2_conn_start(l->server, fd, l->io, l->tls, &peer, len) != GMP_OK)
             close(fd);
         if (atomic_load(&l->pd->closing))
@@ -459,7 +450,7 @@ h2_kill(H2Server *srv)
 {
     h2_drain(srv);
     mutex_lock(&srv->lock);
-    srv->killed = true;
+    atomic_store(&srv->killed, true);
     for (H2Conn *c = srv->conns; c != NULL; c = c->next)
         h2_conn_chore(c, CHORE_KILL);
     mutex_unlock(&srv->lock);

@@ -40,14 +40,22 @@ h2_stream_unref(H2Stream *st)
 {
     if (atomic_xadd(&st->refs, (uint32_t)-1) != 1)
         return;
+    uint64_t kept = st->partial != NULL ? st->cap : 0;
     while (st->first != NULL) {
         H2Msg *m = st->first;
         st->first = m->next;
+        kept += m->len;
         free(m);
     }
     free(st->partial);
-    if (st->head != st->inlined)
+    if (st->head != st->inlined) {
+        kept += st->head_cap;
         free(st->head);
+    }
+    if (kept != 0)
+        atomic_xadd_relaxed(&st->conn->taken, kept);
+    if (st->orphan)
+        atomic_xadd_relaxed(&st->conn->orphans, (uint32_t)-1);
     h2_conn_unref(st->conn);
     free(st);
 }
@@ -60,6 +68,8 @@ h2_end_stream(H2Stream *st, H2End why)
     mutex_lock(&st->lock);
     if (st->ended == END_NOT) {
         atomic_store_release(&st->ended, (uint8_t)why); /* pairs with h2_ended */
+        st->orphan = true;
+        atomic_xadd_relaxed(&st->conn->orphans, 1u);
         notify = st->notify;
         while (waitq_wake(&st->readers))
             ;
@@ -110,7 +120,7 @@ void
 h2_out_gone(H2Stream *st, uint32_t n)
 {
     uint32_t left = atomic_xadd(&st->out_queued, (uint32_t)-n) - n;
-    if (left <= H2_ROOM / 2 && atomic_load(&st->want_room)) /* pairs with h2_wait_room */
+    if (left <= h2_room(st) / 2 && atomic_load(&st->want_room)) /* pairs with h2_wait_room */
         wake_writers(st);
 }
 
@@ -125,7 +135,7 @@ h2_wait_room(H2Stream *st, int64_t timeout)
             break;
         }
         atomic_store(&st->want_room, 1u); /* before the look at out_queued: pairs with h2_out_gone */
-        if (atomic_load(&st->out_queued) <= H2_ROOM)
+        if (atomic_load(&st->out_queued) <= h2_room(st))
             break;
         code = waitq_park(&st->writers, &st->lock, false, WAIT_IO_WRITE, timeout);
         if (code != GMP_OK)
@@ -165,6 +175,7 @@ h2_recv(H2Stream *st, H2Msg **msg, int64_t timeout)
                        (st->first == NULL || st->take + m->len + 5 >= st->conn->server->options.stream_window / 4);
             st->take += m->len + 5;
             mutex_unlock(&st->lock);
+            atomic_xadd_relaxed(&st->conn->taken, (uint64_t)m->len);
             if (ask)
                 h2_ask(st, ASK_CONSUME, true);
             *msg = m;

@@ -11,7 +11,7 @@
  * Rejected: a socket BIO (SIGPIPE, two system calls a record); memory BIOs (they keep their memory, one more copy).
  *
  * The handshake is done in reads, by the connection's goroutine; until it is over H2Conn.shaking keeps the session silent.  What is wrong
- * with it is told by one line (h2_warn), the client gets an alert, the connection ends.
+ * with it is told by one line (h2_tell), the client gets an alert, the connection ends.
  *
  * Credentials (H2Tls) name a Config: an SSL_CTX for each key.  It is never changed, only replaced; a connection takes the one there is
  * when its first bytes have come.
@@ -674,7 +674,7 @@ static void
 warn(TlsConn *t, const char *what, const char *why, const char *more)
 {
     if (!t->warned)
-        h2_warn(t->conn->server, "%s: %s: %s%s%s", t->conn->peer, what, why, more != NULL ? ": " : "",
+        h2_tell(t->conn->server, WHY_TLS, "%s: %s: %s%s%s", t->conn->peer, what, why, more != NULL ? ": " : "",
                 more != NULL ? more : "");
     t->warned = true;
 }

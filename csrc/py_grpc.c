@@ -103,53 +103,6 @@ blob_room(Blob *b, size_t n)
     return b->data + b->len;
 }
 
-static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-static size_t
-base64_encode(char *out, const uint8_t *in, size_t n)
-{
-    char *at = out;
-    for (size_t i = 0; i < n; i += 3) {
-        uint32_t v = (uint32_t)in[i] << 16 | (i + 1 < n ? (uint32_t)in[i + 1] << 8 : 0) | (i + 2 < n ? in[i + 2] : 0);
-        *at++ = base64_digits[v >> 18];
-        *at++ = base64_digits[v >> 12 & 63];
-        if (i + 1 < n)
-            *at++ = base64_digits[v >> 6 & 63];
-        if (i + 2 < n)
-            *at++ = base64_digits[v & 63];
-    }
-    return (size_t)(at - out);
-}
-
-/* With or without padding.  The length, or -1. */
-static Py_ssize_t
-base64_decode(char *out, const char *in, size_t n)
-{
-    static int8_t values[256];
-    if (values['B'] == 0) {
-        memset(values, -1, sizeof values);
-        for (int i = 0; i < 64; i++)
-            values[(uint8_t)base64_digits[i]] = (int8_t)i;
-    }
-    while (n > 0 && in[n - 1] == '=')
-        n--;
-    char *at = out;
-    uint32_t v = 0;
-    int bits = 0;
-    for (size_t i = 0; i < n; i++) {
-        int8_t d = values[(uint8_t)in[i]];
-        if (d < 0)
-            return -1;
-        v = v << 6 | (uint32_t)d;
-        bits += 6;
-        if (bits >= 8) {
-            bits -= 8;
-            *at++ = (char)(v >> bits);
-        }
-    }
-    return at - out;
-}
-
 /* A str as UTF-8, or bytes: borrowed from o. */
 static int
 as_bytes(PyObject *o, const char **data, Py_ssize_t *n)
@@ -196,7 +149,7 @@ put_metadatum(Blob *b, PyObject *key, PyObject *value)
     char *at = to + H2_PAIR_HEAD + nl;
     memcpy(to + H2_PAIR_HEAD, k, nl);
     if (binary)
-        vl = (uint32_t)base64_encode(at, (const uint8_t *)v, (size_t)nv);
+        vl = (uint32_t)h2_base64_encode(at, (const uint8_t *)v, (size_t)nv);
     else
         memcpy(at, v, vl);
     memcpy(to, &nl, sizeof nl);
@@ -240,23 +193,10 @@ put_metadata(Blob *b, PyObject *metadata)
 static int
 put_details(Blob *b, const char *s, Py_ssize_t n)
 {
-    static const char hex[] = "0123456789ABCDEF";
     char *to = blob_room(b, (size_t)n * 3);
     if (to == NULL)
         return -1;
-    char *at = to;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        uint8_t ch = (uint8_t)s[i];
-        if (ch >= 0x20 && ch <= 0x7e && ch != '%' && (ch != ' ' || (i != 0 && i != n - 1))) {
-            *at++ = (char)ch;
-        }
-        else {
-            *at++ = '%';
-            *at++ = hex[ch >> 4];
-            *at++ = hex[ch & 15];
-        }
-    }
-    b->len += (size_t)(at - to);
+    b->len += h2_percent_encode(to, s, (size_t)n);
     return 0;
 }
 
@@ -572,15 +512,10 @@ code_number(PyObject *code)
     return (int)PyLong_AsLong(number);
 }
 
-/* The call has ended with this code: count it, and tell the access log.  Once. */
+/* A call has ended with this code: count it, and tell the access log. */
 static void
-account(GrpcCall *call, int code)
+account_stream(GrpcServer *server, H2Stream *st, int code)
 {
-    H2Stream *st = call->st;
-    GrpcServer *server = call->server;
-    if (call->counted)
-        return;
-    call->counted = true;
     H2Method *known = st->method != NULL ? st->method : h2_find(server->srv, st->head, st->path_len);
     Counts *n = known != NULL ? &((GrpcMethod *)known->app)->counts : &server->others;
     int64_t ns = nanotime() - st->started;
@@ -605,16 +540,32 @@ account(GrpcCall *call, int code)
     PyErr_Restore(type, value, tb);
 }
 
-/* The same for a call that did not end by a status of its handler. */
+/* Once. */
 static void
-account_early(GrpcCall *call)
+account(GrpcCall *call, int code)
+{
+    if (call->counted)
+        return;
+    call->counted = true;
+    account_stream(call->server, call->st, code);
+}
+
+/* The code of a call that did not end by a status of its handler. */
+static int
+early_code(H2Stream *st)
 {
     static const uint8_t codes[] = {
         [END_NOT] = GRPC_UNKNOWN,      [END_RESET] = GRPC_CANCELLED, [END_LOST] = GRPC_CANCELLED,
         [END_CANCEL] = GRPC_CANCELLED, [END_STATUS] = GRPC_UNKNOWN,  [END_DEADLINE] = GRPC_DEADLINE_EXCEEDED,
     };
-    H2End ended = h2_ended(call->st);
-    account(call, ended == END_TOO_LARGE ? (int)atomic_load_relaxed(&call->st->cancel) : codes[ended]);
+    H2End ended = h2_ended(st);
+    return ended == END_TOO_LARGE ? (int)atomic_load_relaxed(&st->cancel) : codes[ended];
+}
+
+static void
+account_early(GrpcCall *call)
+{
+    account(call, early_code(call->st));
 }
 
 static void
@@ -751,7 +702,7 @@ metadatum_of(const H2Pair *p)
     PyObject *key = PyUnicode_DecodeLatin1(p->name, (Py_ssize_t)p->nlen, NULL), *value = NULL;
     if (p->nlen > 4 && memcmp(p->name + p->nlen - 4, "-bin", 4) == 0) {
         PyObject *raw = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)p->vlen);
-        Py_ssize_t n = raw != NULL ? base64_decode(PyBytes_AS_STRING(raw), p->value, p->vlen) : 0;
+        Py_ssize_t n = raw != NULL ? h2_base64_decode(PyBytes_AS_STRING(raw), p->value, p->vlen) : 0;
         if (raw != NULL && n < 0)
             Py_SETREF(raw, PyBytes_FromStringAndSize(p->value, (Py_ssize_t)p->vlen));
         else if (raw != NULL)
@@ -1098,6 +1049,11 @@ engine_of(PyObject *self)
 static int
 start_call(GrpcServer *server, H2Stream *st)
 {
+    if (st->method != NULL && h2_ended(st) != END_NOT) { /* nobody has seen it yet, and nobody needs to */
+        account_stream(server, st, early_code(st));
+        h2_stream_unref(st);
+        return 0;
+    }
     PyObject *context = call_new(server, st);
     if (context == NULL) {
         h2_cancel(st, GRPC_RESOURCE_EXHAUSTED);
@@ -1360,19 +1316,17 @@ server_on_notice(PyObject *self, PyObject *fn)
     Py_RETURN_NONE;
 }
 
-/* warning(): (line, number of those left out before it), or None. */
+/* warning(): the next line for the log, or None. */
 static PyObject *
 server_warning(PyObject *self, PyObject *unused)
 {
     H2Server *srv = engine_of(self);
-    char line[H2_WARNING];
-    uint32_t unwarned;
+    char line[H2_NEWS_SIZE];
     if (srv == NULL)
         return NULL;
-    if (!h2_take_warning(srv, line, &unwarned))
+    if (!h2_news(srv, line))
         Py_RETURN_NONE;
-    PyObject *text = PyUnicode_DecodeUTF8(line, (Py_ssize_t)strlen(line), "replace");
-    return text == NULL ? NULL : Py_BuildValue("(NI)", text, unwarned);
+    return PyUnicode_DecodeUTF8(line, (Py_ssize_t)strlen(line), "replace");
 }
 
 static PyObject *
@@ -1389,10 +1343,20 @@ server_stats(PyObject *self, PyObject *unused)
         connections++;
     }
     mutex_unlock(&srv->lock);
-    return Py_BuildValue("{sksksnsKsKsK}", "connections", connections, "streams", streams, "running", server->active,
+    PyObject *closed = PyDict_New();
+    for (int i = 0; closed != NULL && i < H2_WHYS; i++) {
+        unsigned long long n = atomic_load_relaxed(&srv->whys[i]);
+        PyObject *number = n != 0 ? PyLong_FromUnsignedLongLong(n) : NULL;
+        if (n != 0 && (number == NULL || PyDict_SetItemString(closed, h2_why_names[i], number) < 0))
+            Py_CLEAR(closed);
+        Py_XDECREF(number);
+    }
+    if (closed == NULL)
+        return NULL;
+    return Py_BuildValue("{sksksnsKsKsKsN}", "connections", connections, "streams", streams, "running", server->active,
                          "accepted", (unsigned long long)atomic_load_relaxed(&srv->accepted), "calls",
                          (unsigned long long)atomic_load_relaxed(&srv->calls), "resets",
-                         (unsigned long long)atomic_load_relaxed(&srv->resets));
+                         (unsigned long long)atomic_load_relaxed(&srv->resets), "abuse", closed);
 }
 
 static PyObject *
@@ -1417,17 +1381,24 @@ server_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                             "max_age",
                             "max_age_grace",
                             "handshake_timeout",
+                            "max_resets",
+                            "max_frames",
+                            "max_buffered",
+                            "header_timeout",
+                            "write_timeout",
                             NULL};
     PyObject *context_type, *serve, *failed;
     Py_ssize_t maximum;
     int compression, strikes, without_calls;
     long long max_recv, max_send, keepalive_time, keepalive_timeout, ping_interval, max_idle, max_age, age_grace,
-        handshake;
-    unsigned int max_streams, window, max_headers;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOniLLIIILLLipLLLL", names, &PyType_Type, &context_type, &serve,
-                                     &failed, &maximum, &compression, &max_recv, &max_send, &max_streams, &window,
-                                     &max_headers, &keepalive_time, &keepalive_timeout, &ping_interval, &strikes,
-                                     &without_calls, &max_idle, &max_age, &age_grace, &handshake))
+        handshake, header_timeout, write_timeout;
+    unsigned long long max_buffered;
+    unsigned int max_streams, window, max_headers, max_resets, max_frames;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!OOniLLIIILLLipLLLLIIKLL", names, &PyType_Type, &context_type,
+                                     &serve, &failed, &maximum, &compression, &max_recv, &max_send, &max_streams,
+                                     &window, &max_headers, &keepalive_time, &keepalive_timeout, &ping_interval,
+                                     &strikes, &without_calls, &max_idle, &max_age, &age_grace, &handshake, &max_resets,
+                                     &max_frames, &max_buffered, &header_timeout, &write_timeout))
         return NULL;
     if (!PyType_IsSubtype((PyTypeObject *)context_type, &GrpcCall_Type)) {
         PyErr_SetString(PyExc_TypeError, "context_type must be a subclass of GrpcCall");
@@ -1449,6 +1420,11 @@ server_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         .max_age = max_age,
         .max_age_grace = age_grace,
         .handshake_timeout = handshake,
+        .max_resets = max_resets,
+        .max_frames = max_frames,
+        .max_buffered = max_buffered,
+        .header_timeout = header_timeout,
+        .write_timeout = write_timeout,
     };
     int code = h2_native_start();
     if (code < 0) {

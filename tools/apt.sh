@@ -1,6 +1,7 @@
 #!/bin/sh
-# apt.sh [windows|test]: install the Debian packages that a build needs and that are missing; with "windows" also the cross compiler
-# and Wine, with "test" HTTP/2 clients.  Does nothing where nothing is missing, on other systems, and for other users than root.
+# apt.sh [windows|test|fuzz]: install the Debian packages that a build needs and that are missing; with "windows" also the cross compiler
+# and Wine, with "test" HTTP/2 clients, with "fuzz" clang.  Does nothing where nothing is missing, on other systems, and for other users
+# than root.
 set -u
 python=${PYTHON:-python3}
 need=""
@@ -16,6 +17,9 @@ pkg-config --exists "openssl >= 3.0" 2>/dev/null || need="$need pkg-config libss
 if [ "${1:-}" = windows ]; then
     command -v x86_64-w64-mingw32-gcc >/dev/null || need="$need gcc-mingw-w64-x86-64-posix"
     command -v wine >/dev/null || need="$need wine wine64"
+fi
+if [ "${1:-}" = fuzz ]; then
+    command -v clang >/dev/null || need="$need clang"
 fi
 if [ "${1:-}" = test ]; then
     command -v h2load >/dev/null || need="$need nghttp2-client"

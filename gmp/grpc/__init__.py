@@ -90,6 +90,30 @@ def server(
 
     Takes what grpc.server takes, apart from the thread pool.  Where gmp was built without libnghttp2 this is compat_server(), and a
     RuntimeWarning says so once.
+
+    options, (name, value), with the defaults (milliseconds 2**31 - 1: never):
+
+        grpc.max_receive_message_length     4 MiB; also of what a compressed message inflates to; -1: any
+        grpc.max_send_message_length        -1: any
+        grpc.max_concurrent_streams         100,000 a connection, and again as many cancelled ones whose handlers still run; 0: any
+        grpc.max_metadata_size, grpc.absolute_max_metadata_size     8 and 16 KiB: the larger one is the limit
+        grpc.http2.lookahead_bytes          256 KiB of a call are received before its handler asks for them
+        grpc.keepalive_time_ms, grpc.keepalive_timeout_ms, grpc.keepalive_permit_without_calls     two hours, 20 s, 0
+        grpc.http2.min_recv_ping_interval_without_data_ms, grpc.http2.max_ping_strikes             5 minutes, 2
+        grpc.max_connection_idle_ms, grpc.max_connection_age_ms, grpc.max_connection_age_grace_ms  never
+        grpc.server_handshake_timeout_ms    2 minutes, until the client's HTTP/2 settings have come
+        grpc.so_reuseport                   1
+        grpc.default_compression_algorithm  0
+
+    and against clients that are broken or mean harm; 0: no limit.  What is beyond ends the connection, or fails the call:
+
+        gmp.max_rapid_resets        1,000 calls reset in their first second, unanswered; a tenth of it per second goes on
+        gmp.max_useless_frames      10,000 frames that ask for nothing (SETTINGS, PING, empty DATA ...), likewise
+        gmp.max_buffered_bytes      512 MiB of a connection's requests that no handler has taken; beyond it calls fail
+        gmp.header_timeout_ms       20 s from a call's first header frame to its last
+        gmp.write_timeout_ms        2 minutes in which the client takes nothing that is sent
+
+    The logger "gmp.grpc" is told of each such connection (WARNING; of a kind one line a second), and stats()["abuse"] counts them.
     """
     if not is_native:
         warnings.warn(

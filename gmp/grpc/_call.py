@@ -23,7 +23,15 @@ from grpc import _utilities
 import gmp
 from gmp import context
 from gmp._core import _grpc_setup
-from gmp.grpc._context import Context, HandlerCallDetails, Metadatum, RequestIterator, deserialize
+from gmp.grpc._context import (
+    Context,
+    HandlerCallDetails,
+    Metadatum,
+    RequestIterator,
+    TooLarge,
+    deserialize,
+    undecompressed,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -162,9 +170,8 @@ class Service:
         """Return the only request, or None: then the call is answered, or over."""
         try:
             data = call._recv()
-        except Exception:
-            _LOGGER.exception("Exception decompressing message!")
-            call._finish(None, _STATUS.INTERNAL, b"Exception decompressing request!")
+        except Exception as error:
+            call._finish(None, *undecompressed(error))
             return None
         if data is False:
             return None
@@ -288,11 +295,13 @@ class Service:
             call._finish(None, _STATUS.UNIMPLEMENTED, text.encode())
         elif stage == "too large":
             call._finish(None, _STATUS.RESOURCE_EXHAUSTED, b"SERVER: Sent message larger than max")
+        elif stage == "message":
+            assert error is not None
+            call._finish(None, *undecompressed(error))
         elif stage == "status":
             _LOGGER.error("the status could not be sent", exc_info=error)
         else:
             doing, text = {
-                "message": ("decompressing", "Exception decompressing request!"),
                 "request": ("deserializing", "Exception deserializing request!"),
                 "response": ("serializing", "Failed to serialize response!"),
             }[stage]
@@ -335,12 +344,10 @@ def check_handlers(handlers: Sequence[Any]) -> None:
 def _decompress(encoding: int, data: bytes, most: int) -> bytes:
     machine = zlib.decompressobj(_WBITS[encoding])
     plain = machine.decompress(data, 0 if most < 0 else most + 1)
+    if 0 <= most < len(plain):
+        raise TooLarge(f"SERVER: Received message larger than max ({len(plain)} and more, decompressed, vs. {most})")
     if not machine.eof:
-        raise ValueError(
-            "a message is larger than the limit when decompressed"
-            if 0 <= most < len(plain)
-            else "a compressed message ends too early"
-        )
+        raise ValueError("a compressed message ends too early")
     return plain
 
 

@@ -98,6 +98,18 @@ class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]
         return any(error is known for known in self.__dict__.get("_rpc_errors", ()))
 
 
+class TooLarge(ValueError):
+    """A message is larger than the limit once it is decompressed."""
+
+
+def undecompressed(error: BaseException) -> tuple[Any, bytes]:
+    """Return the status for a message that could not be decompressed, and log why."""
+    if isinstance(error, TooLarge):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error).encode()
+    _LOGGER.error("Exception decompressing message!", exc_info=error)
+    return grpc.StatusCode.INTERNAL, b"Exception decompressing request!"
+
+
 class RequestIterator:
     """The requests of a streaming method.  Its next() parks."""
 
@@ -112,10 +124,9 @@ class RequestIterator:
         call = self._call
         try:
             data = call._recv()
-        except Exception:
-            _LOGGER.exception("Exception decompressing message!")
+        except Exception as error:
             data = None
-            call._finish(None, grpc.StatusCode.INTERNAL, b"Exception decompressing request!")
+            call._finish(None, *undecompressed(error))
         if data is False and call._cancelled:
             call._raise_rpc_error()
         if not isinstance(data, bytes):

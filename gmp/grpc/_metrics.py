@@ -23,13 +23,16 @@ def bound(i: int, n: int) -> float:
     return math.inf if i == n - 1 else 2.0 ** (i + 1) / 1e6
 
 
-def text(servers: Iterable[tuple[dict[str, int], dict[str, Counts]]]) -> str:
+def text(servers: Iterable[tuple[dict[str, Any], dict[str, Counts]]]) -> str:
     """The figures of all servers together, each of them (stats, counts by method)."""
     totals = {"connections": 0, "streams": 0, "running": 0, "accepted": 0, "resets": 0}
     methods: dict[str, Counts] = {}
+    abuse: dict[str, int] = {}
     for stats, counts in servers:
         for name in totals:
             totals[name] += stats[name]
+        for reason, n in stats["abuse"].items():
+            abuse[reason] = abuse.get(reason, 0) + n
         for path, (codes, buckets, seconds) in counts.items():
             if path in methods:
                 codes = tuple(map(operator.add, codes, methods[path][0]))
@@ -45,6 +48,8 @@ def text(servers: Iterable[tuple[dict[str, int], dict[str, Counts]]]) -> str:
         lines += family(f"gmp_grpc_{name}", kind, about, [("", totals[name])])
     lines += family("gmp_grpc_accepted_total", "counter", "Connections taken.", [("", totals["accepted"])])
     lines += family("gmp_grpc_resets_total", "counter", "Calls that clients reset.", [("", totals["resets"])])
+    closed = [(f'{{reason="{reason}"}}', n) for reason, n in abuse.items()]
+    lines += family("gmp_grpc_abuse_total", "counter", "Connections closed, and calls refused, for this.", closed)
     handled = [
         (f'{{method="{_escaped(path)}",code="{CODES[i]}"}}', n)
         for path, (codes, _, _) in methods.items()

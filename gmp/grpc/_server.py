@@ -29,13 +29,14 @@ from gmp.grpc._credentials import ServerCredentials
 from gmp.grpc._ports import bind, files, remove
 
 _LOGGER = logging.getLogger(__name__)
+_ABUSE = logging.getLogger("gmp.grpc")
 
 _MS = 1_000_000  # ns
 _NEVER_MS = 2**31 - 1
 _DEFAULTS: dict[str, Any] = {
     "grpc.max_receive_message_length": 4 << 20,
     "grpc.max_send_message_length": -1,
-    "grpc.max_concurrent_streams": 0,
+    "grpc.max_concurrent_streams": 100_000,
     "grpc.http2.lookahead_bytes": 256 << 10,
     "grpc.max_metadata_size": 8 << 10,
     "grpc.absolute_max_metadata_size": 16 << 10,
@@ -51,6 +52,11 @@ _DEFAULTS: dict[str, Any] = {
     "grpc.server_handshake_timeout_ms": 120_000,
     "grpc.so_reuseport": 1,
     "grpc.default_compression_algorithm": 0,
+    "gmp.max_rapid_resets": 1_000,
+    "gmp.max_useless_frames": 10_000,
+    "gmp.max_buffered_bytes": 512 << 20,
+    "gmp.header_timeout_ms": 20_000,
+    "gmp.write_timeout_ms": 120_000,
 }
 
 
@@ -93,9 +99,8 @@ class _State:
 
     def notice(self) -> None:
         """Run in a goroutine when the engine has something to say."""
-        if warning := self.core.warning():
-            line, left_out = warning
-            _LOGGER.warning("%s%s", line, f" ({left_out} more warnings were left out before)" if left_out else "")
+        while line := self.core.warning():
+            _ABUSE.warning("%s", line)
         for credentials in self.dynamic:
             credentials._serve_waiting()
 
@@ -242,7 +247,9 @@ class Server(grpc.Server):  # type: ignore[misc]
     # -- what grpc.Server does not have --------------------------------------------------------------------------------
 
     def stats(self) -> dict[str, Any]:
-        """Numbers: connections and streams that are open, calls that run; since the start: accepted, calls, resets; and methods.
+        """Numbers: connections and streams that are open, calls that run; since the start: accepted, calls, resets, abuse; and methods.
+
+        abuse: why connections were closed, or calls refused, and how often.
 
         methods: by path ("" for unknown ones) the codes its calls ended with, their number by latency (up to so many
         seconds, not cumulative), and the sum of their latencies.  A call counts when it has ended.
@@ -309,4 +316,9 @@ def _arguments(known: Mapping[str, Any], maximum: int | None, compression: Any) 
         "max_age": _never(known["grpc.max_connection_age_ms"]),
         "max_age_grace": _never(known["grpc.max_connection_age_grace_ms"]),
         "handshake_timeout": _never(known["grpc.server_handshake_timeout_ms"]),
+        "max_resets": max(known["gmp.max_rapid_resets"], 0),
+        "max_frames": max(known["gmp.max_useless_frames"], 0),
+        "max_buffered": max(known["gmp.max_buffered_bytes"], 0),
+        "header_timeout": _never(known["gmp.header_timeout_ms"]),
+        "write_timeout": _never(known["gmp.write_timeout_ms"]),
     }

@@ -13,6 +13,7 @@
 static H2Server *server;
 static struct sockaddr_in address;
 static long ended_early, echoed; /* atomic */
+static uint32_t busy;            /* atomic: the application takes no calls */
 
 /* ---- the application ---- */
 
@@ -69,7 +70,15 @@ dispatch(void *arg)
     (void)arg;
     H2Stream *st;
     int why;
+    while (atomic_load(&busy))
+        gosleep(MS);
     while (h2_take(server, &st, &why) == GMP_OK) {
+        char text[H2_NEWS_SIZE];
+        if (why == READY_NOTICE) {
+            while (h2_news(server, text))
+                LOG("%s\n", text);
+            continue;
+        }
         CHECK_EQ(why, READY_CALL);
         go(echo, st);
     }
@@ -323,6 +332,33 @@ TEST_P(h2_cancelled_calls)
     start(NULL);
     load(calls, 30000, 6, true);
     stop(handed_over());
+}
+
+/* While the application starts no calls, no more than a few thousand of a connection are taken from its socket. */
+TEST_P(h2_application_is_behind)
+{
+    enum { CALLS = 20000, READ = 64 * 1024, SMALLEST = 20 };
+    atomic_store(&busy, 1u);
+    start(NULL);
+    Client *client = calloc(1, sizeof *client);
+    client->ncalls = client->at_once = CALLS;
+    client->calls = calloc(CALLS, sizeof(Call));
+    for (int i = 0; i < CALLS; i++) {
+        client->calls[i].client = client;
+        client->calls[i].size = 10;
+        client->calls[i].messages = 1;
+    }
+    TestThread *t = test_thread(run_client, client);
+    while (atomic_load(&server->nready) < 2048)
+        gosleep(MS);
+    for (int i = 0; i < 100; i++) {
+        CHECK(atomic_load(&server->nready) <= 2048 + READ / SMALLEST);
+        gosleep(MS);
+    }
+    atomic_store(&busy, 0u);
+    test_join(t);
+    stop(CALLS);
+    CHECK_EQ(ended_early, 0);
 }
 
 /* The server goes while calls are under way. */

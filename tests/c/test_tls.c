@@ -90,8 +90,7 @@ dispatch(void *arg)
     (void)arg;
     H2Stream *st;
     int why;
-    char line[H2_WARNING];
-    uint32_t more;
+    char line[H2_NEWS_SIZE];
     uint64_t mark;
     while (h2_take(server, &st, &why) == GMP_OK) {
         if (why == READY_CALL) {
@@ -100,8 +99,8 @@ dispatch(void *arg)
         }
         CHECK_EQ(why, READY_NOTICE);
         CHECK(st == NULL);
-        if (h2_take_warning(server, line, &more)) {
-            LOG("%s (%u more)\n", line, more);
+        while (h2_news(server, line)) {
+            LOG("%s\n", line);
             atomic_xadd(&warnings, 1);
         }
         while ((mark = h2_tls_waiting(tls)) != 0)

@@ -220,7 +220,7 @@ def handshake(port, context=None, name="localhost", **kwargs):
 
 
 def warnings_of(caplog):
-    return [r.getMessage() for r in caplog.records if r.name == "gmp.grpc._server" and r.levelno == logging.WARNING]
+    return [r.getMessage() for r in caplog.records if r.name == "gmp.grpc" and r.levelno == logging.WARNING]
 
 
 def warned(caplog, *texts):
