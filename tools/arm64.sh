@@ -2,7 +2,7 @@
 # arm64.sh [PART...]: gmp as AArch64 on another machine, under qemu-user.  PART: c, bti, python; all without one.
 #   c        the C tests on a plain ARMv8.0 CPU, and with pointer authentication
 #   bti      the C tests as a library all of whose pages demand landing pads, and a control that must die for want of one
-#   python   the wheel, cross-built for this Debian's python3, and tests/interop/arm64_smoke.py
+#   python   the wheel, cross-built for this Debian's python3 (without the gRPC server's libraries), and tests/interop/arm64_smoke.py
 # Needs Debian or Ubuntu; installs what is missing when run by root.  qemu accepts guards of stacks by madvise and ignores them:
 # the core notices and uses mprotect.
 set -euo pipefail
@@ -95,7 +95,7 @@ run_python() {
     [ "${version#3.}" -ge 11 ] || { echo "arm64.sh: Python $version is too old for gmp: skipped"; return; }
     make --no-print-directory -s VENV=$venv PYTHON=$host $venv/build-env/.deps
     # sysconfig of the target: its compiler, suffix and platform.  Its pyconfig.h is found after everything else.
-    _PYTHON_HOST_PLATFORM=linux-aarch64 _PYTHON_SYSCONFIGDATA_NAME=_sysconfigdata__$cross \
+    GMP_NO_NGHTTP2=1 _PYTHON_HOST_PLATFORM=linux-aarch64 _PYTHON_SYSCONFIGDATA_NAME=_sysconfigdata__$cross \
         PYTHONPATH=$sysroot/usr/lib/python$version CFLAGS="-mbranch-protection=standard -idirafter $sysroot/usr/include" \
         $venv/build-env/bin/python tools/build.py $venv/wheel >$venv/wheel.path
     site=$venv/site

@@ -186,7 +186,8 @@ def test_streams_under_way_end_in_their_own_time(make_server):
         ended = server.stop(LONG)
         with pytest.raises(grpc.RpcError) as caught:  # the goaway is there after a while
             until(lambda: channel.unary_unary(PATH + "Echo")(b"", timeout=LONG) is None)
-        assert caught.value.code() is STATUS.UNAVAILABLE
+        # grpcio's server cancels a call that comes between its stop and the client's notice.
+        assert caught.value.code() in (STATUS.UNAVAILABLE, STATUS.CANCELLED)
         for i in range(20):
             for feed, stream in zip(feeds, streams):
                 feed.send(b"%d" % i)
