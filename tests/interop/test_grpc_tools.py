@@ -129,7 +129,7 @@ def curl(url, path, body_file, *more):
     return run(*command, *HEADERS, *more, url + path)
 
 
-def test_curl(body):
+def test_curl(body, tmp_path):
     if "HTTP2" not in run(tool("curl"), "--version").decode():
         pytest.skip("curl without HTTP/2")
     request = helloworld_pb2.HelloRequest(name="curl").SerializeToString()
@@ -138,7 +138,9 @@ def test_curl(body):
         assert framed(helloworld_pb2.HelloReply(message="Hello, curl!").SerializeToString()) in out
         assert out.startswith(b"HTTP/2 200 \r\n")
         assert b"grpc-status: 0\r\n" in out
-        out = curl(url, "/test.Tools/Unknown", body(b""))
+        # Without a body: curl 7.88 fails one call in seven whose answer comes before it has sent its own, with any server.
+        (tmp_path / "nothing").touch()
+        out = curl(url, "/test.Tools/Unknown", tmp_path / "nothing")
         assert b"grpc-status: 12\r\ngrpc-message: Method not found!\r\n" in out
         out = curl(url, "/test.Tools/Stream", body(b""))
         assert b"".join(framed(b"%d" % i * 100) for i in range(100)) in out
