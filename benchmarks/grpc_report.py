@@ -137,6 +137,7 @@ class Scenario:
     kinds: tuple[str, ...]
     delay: float = 0.0
     h2load: bool = False
+    rounds: int = 0  # 0: as many as asked for
 
 
 THREADS = ("threads-10", "threads-100", "threads-1000")
@@ -154,7 +155,7 @@ SCENARIOS = {
         "handlers wait 50 ms, 1,000 at once", "calls/s", waiting,
         ("threads-1000", "aio", "aio-uvloop", "compat", "goroutines", "go-1"), delay=0.05,
     ),
-    "parked": Scenario("10,000 parked, each", "bytes", parked, ("aio", "goroutines", "go-1"), delay=3.0),
+    "parked": Scenario("10,000 parked, each", "bytes", parked, ("aio", "goroutines", "go-1"), delay=3.0, rounds=1),
     "stream": Scenario(
         "server streaming of 1,000", "messages/s", stream, ("threads-10", "aio", "aio-uvloop", "compat", "goroutines", "go-1")
     ),
@@ -176,7 +177,7 @@ def race(scenario: Scenario, rounds: int, seconds: float) -> dict[str, list[Resu
                 results[kind] = []
             except (FileNotFoundError, PeerError) as error:
                 results[kind] = str(error)
-        for _ in range(rounds):
+        for _ in range(scenario.rounds or rounds):
             for kind, peer in peers.items():
                 own = results[kind]
                 if isinstance(own, list):
