@@ -145,6 +145,7 @@ def test_join_itself() -> None:
     box: list[gmp.Goroutine[None]] = []
 
     def f() -> None:
+        until(lambda: box)  # it may run at once
         box[0].join()
 
     box.append(gmp.go(f))
