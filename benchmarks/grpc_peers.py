@@ -8,6 +8,7 @@ With tls=a folder that make_certificates() has filled both sides speak TLS.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,7 +96,7 @@ class Peer:
         if kind in ("go", "go-1"):
             from benchmarks.gotwin import build_grpc
 
-            command = [build_grpc(), str(delay)]
+            command = [build_grpc(), str(delay), *([str(tls)] if tls else [])]
             if kind == "go-1":
                 env["GOMAXPROCS"] = "1"
         elif kind == "nghttpd":
@@ -106,6 +107,8 @@ class Peer:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=env
         )
         self.client: subprocess.Popen[bytes] | None = None
+        self.ready = False
+        self.h2load_rate: dict[str, float] = {}  # what it has done, by method: how many calls make a round
 
     def __enter__(self) -> Peer:
         return self
@@ -129,6 +132,12 @@ class Peer:
             if not line.strip().isdigit():
                 raise PeerError(f"the server on {self.kind} did not start")
             self._port = int(line)
+        elif self.kind == "nghttpd" and not self.ready:  # it prints nothing
+            for _ in range(100):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
+                    break
+                time.sleep(0.05)
+            self.ready = True
         return self._port
 
     def cpu(self) -> float:

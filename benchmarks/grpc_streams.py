@@ -10,6 +10,7 @@ from benchmarks.grpc_load import (
     DATA,
     END_HEADERS,
     END_STREAM,
+    GOAWAY,
     HEADERS,
     PING,
     RST_STREAM,
@@ -98,27 +99,39 @@ def count(port: int, n: int, seconds: float) -> float:
     return rate
 
 
-def ping_pong(port: int, n: int, seconds: float) -> float:
-    """Send a message, wait for it to come back, n times on a stream; messages a second."""
+def ping_pong(port: int, streams: int, seconds: float) -> float:
+    """On each of so many streams of a connection send a message and the next one when it has come back; messages a second."""
     client = Stream(port, "PingPong")
+    size = 9 + len(MESSAGE)
+    balls = {stream: frame(DATA, 0, stream, MESSAGE) for stream in [client.begin() for _ in range(streams)]}
+    client.output += balls.values()
+    client.flush()
     total, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
-        stream = client.begin()
-        ball = frame(DATA, 0, stream, MESSAGE)
-        for _ in range(n):
-            client.output.append(ball)
-            client.flush()
-            got = 0
-            while got < len(MESSAGE):
-                more, ended = client.read()
-                got += more
-                if ended:
-                    raise LoadError("the server ended the stream")
-        client.output.append(frame(DATA, END_STREAM, stream))
+        data = client.unparsed + client.sock.recv(1 << 18)
+        at, end = 0, len(data)
+        if end == len(client.unparsed):
+            raise LoadError("the server closed the connection")
+        while end - at >= 9:
+            head, flags, stream = struct.unpack_from(">IBI", data, at)
+            stop = at + 9 + (head >> 8)
+            if stop > end:
+                break
+            kind = head & 0xFF
+            if kind == DATA:
+                if stop - at != size or flags & END_STREAM:
+                    raise LoadError("another message came than was sent")
+                client.output.append(balls[stream])
+                total += 1
+            elif kind == PING and not flags & ACK:
+                client.output.append(frame(PING, ACK, 0, data[at + 9 : stop]))
+            elif kind == SETTINGS and not flags & ACK:
+                client.output.append(frame(SETTINGS, ACK, 0))
+            elif kind in (RST_STREAM, GOAWAY):
+                raise LoadError("a call was reset")
+            at = stop
+        client.unparsed = data[at:]
         client.flush()
-        while not client.read()[1]:
-            pass
-        total += n
     rate = total / (time.perf_counter() - began)
     client.sock.close()
     return rate

@@ -1,6 +1,8 @@
-// The Greeter and the streams of benchmarks/grpc_race.py on grpc-go.  Prints its port, serves until its standard input ends.
+// The Greeter and the streams of benchmarks/grpc_report.py on grpc-go.  Prints its port, serves until its standard input ends.
 //
-//	greeter DELAY_IN_SECONDS
+//	greeter DELAY_IN_SECONDS [FOLDER]
+//
+// With a folder that has cert.pem and key.pem it speaks TLS.
 //
 // HelloRequest and HelloReply have one field, a string numbered 1, and so has google.protobuf.StringValue: no generated code is needed.
 package main
@@ -11,10 +13,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -81,7 +85,16 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	server := grpc.NewServer()
+	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(64 << 20)}
+	if len(os.Args) > 2 {
+		folder := os.Args[2]
+		tls, err := credentials.NewServerTLSFromFile(filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem"))
+		if err != nil {
+			panic(err)
+		}
+		options = append(options, grpc.Creds(tls))
+	}
+	server := grpc.NewServer(options...)
 	server.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "helloworld.Greeter",
 		HandlerType: (*any)(nil),
