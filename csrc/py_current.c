@@ -119,7 +119,7 @@ void **
 current_word(int i)
 {
     void **at[PY_CURRENT_WORDS] = {0};
-    return i < nwords && sys_tls_blocks(locate, at) ? at[i] : NULL;
+    return i >= 0 && i < nwords && sys_tls_blocks(locate, at) ? at[i] : NULL;
 }
 
 bool
