@@ -83,6 +83,21 @@ typedef struct H2Meter {
     uint32_t count;
 } H2Meter;
 
+/* Of a connection since it was opened, as channelz has it.  The owner writes; atomic for readers without the lock. */
+typedef struct H2Counts {
+    uint64_t streams_started, streams_succeeded,
+        streams_failed; /* succeeded: their end was sent, whatever the status */
+    uint64_t messages_sent, messages_received;
+    uint64_t bytes_sent, bytes_received; /* without what TLS adds */
+    uint64_t keep_alives_sent;
+    int64_t last_stream; /* nanotime, 0: none */
+} H2Counts;
+static inline void
+h2_count(uint64_t *n, uint64_t by)
+{
+    atomic_store_relaxed(n, *n + by);
+}
+
 /* gRPC status codes that the engine itself uses. */
 enum {
     GRPC_OK = 0,
@@ -174,6 +189,7 @@ struct H2Stream {
     bool closed;  /* gone from the session */
     bool head_sent, status_sent, deferred;
     bool remote_closed;
+    bool end_sent;              /* END_STREAM */
     H2Op *out_first, *out_last; /* messages and status to send */
     uint32_t out_off;           /* bytes of out_first's message that went out */
     uint32_t framed;            /* bytes of the queue that nghttp2 has promised in a frame */
@@ -257,6 +273,8 @@ struct H2Conn {
     int64_t drain_by;
     int32_t strikes;
     bool data_sent; /* since the last ping that counted */
+
+    H2Counts counts;
 
     /* h2_guard.c; owner */
     H2Meter resets, frames;
@@ -457,6 +475,8 @@ uint64_t h2_tls_waiting(H2Tls *tls);
 void h2_tls_release(H2Tls *tls, uint64_t mark);
 /* What is known of a client by TLS: pairs, one after the other; NULL with n = 0: no TLS, or no memory.  Valid while c is. */
 const char *h2_tls_peer(H2Conn *c, uint32_t *n);
+/* False: no TLS.  Empty while the handshake is under way. */
+bool h2_tls_security(H2Conn *c, const char **version, const char **cipher);
 extern const H2Io h2_tls;
 /* No thread is inside OpenSSL between these two, so that the child of a fork finds its locks free.  In the child: ..._child. */
 void h2_tls_before_fork(void);

@@ -79,13 +79,22 @@ wait_writable(H2Conn *c)
         due_by(c, c->stalled_since + c->server->options.write_timeout);
 }
 
+static ssize_t
+put(H2Conn *c, const char *data, size_t len)
+{
+    ssize_t n = c->io->write(c, data, len);
+    if (n > 0)
+        h2_count(&c->counts.bytes_sent, (uint64_t)n);
+    return n;
+}
+
 /* Writes out b->out, or keeps the rest of it.  False: no more for now. */
 static bool
 write_out(H2Conn *c, const char *data, size_t len)
 {
     size_t done = 0;
     while (done < len) {
-        ssize_t n = c->io->write(c, data + done, len - done);
+        ssize_t n = put(c, data + done, len - done);
         if (n == -EAGAIN)
             break;
         if (n < 0) {
@@ -124,7 +133,7 @@ write_pending(H2Conn *c)
     if (c->pending == NULL)
         return true;
     while (c->pending_off < c->pending_len) {
-        ssize_t n = c->io->write(c, c->pending + c->pending_off, c->pending_len - c->pending_off);
+        ssize_t n = put(c, c->pending + c->pending_off, c->pending_len - c->pending_off);
         if (n == -EAGAIN)
             return false;
         if (n < 0) {
@@ -248,6 +257,7 @@ keep_house(H2Conn *c)
             if (now >= when) {
                 if (c->nstreams != 0 || o->keepalive_without_calls) {
                     nghttp2_submit_ping(c->session, NGHTTP2_FLAG_NONE, NULL);
+                    h2_count(&c->counts.keep_alives_sent, 1);
                     c->ping_sent = now;
                     when = now + o->keepalive_timeout;
                 }
@@ -437,6 +447,7 @@ turn(H2Conn *c, bool *more)
         uint32_t block = c->block_seq;
         bool within = c->in_block;
         c->spoken = true;
+        h2_count(&c->counts.bytes_received, (uint64_t)n);
         atomic_store_relaxed(&c->last_read, nanotime());
         ssize_t r = nghttp2_session_mem_recv(c->session, (const uint8_t *)b->in, (size_t)n);
         if (r >= 0 && within && c->in_block && c->block_seq == block)

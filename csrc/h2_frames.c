@@ -104,12 +104,13 @@ out_drop(H2Stream *st, uint32_t keep)
     H2Op *op = st->out_first, *last = NULL;
     for (uint32_t off = st->out_off; keep != 0; off = 0, op = op->next) {
         uint32_t n = op->message - off;
+        op->kind &= OP_MESSAGE;
         if (n > keep) {
             dropped += n - keep;
             op->message = off + keep;
+            op->kind = 0; /* a message no more */
             n = keep;
         }
-        op->kind = OP_MESSAGE;
         keep -= n;
         last = op;
     }
@@ -193,8 +194,12 @@ on_send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8_t *head
         to += n;
         left -= n;
         st->out_off += (uint32_t)n;
-        if (st->out_off == op->message && !(op->kind & (OP_STATUS | OP_ABORT)))
-            out_pop(st);
+        if (st->out_off == op->message) {
+            if (op->kind & OP_MESSAGE)
+                h2_count(&c->counts.messages_sent, 1);
+            if (!(op->kind & (OP_STATUS | OP_ABORT)))
+                out_pop(st);
+        }
     }
     b->len += 9 + length;
     c->data_sent = true;
@@ -382,6 +387,8 @@ on_begin_headers(nghttp2_session *session, const nghttp2_frame *frame, void *use
         c->streams->prev = st;
     c->streams = st;
     atomic_store_relaxed(&c->nstreams, c->nstreams + 1);
+    h2_count(&c->counts.streams_started, 1);
+    atomic_store_relaxed(&c->counts.last_stream, c->last_read);
     nghttp2_session_set_stream_user_data(session, st->id, st);
     return 0;
 }
@@ -605,6 +612,7 @@ message_complete(H2Conn *c, H2Stream *st)
     waitq_wake(&st->readers);
     mutex_unlock(&st->lock);
     c->earned += 2;
+    h2_count(&c->counts.messages_received, 1);
     offer(c, st);
 }
 
@@ -847,7 +855,10 @@ on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
     if (!(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
         return 0;
     H2Stream *st = stream_of(session, frame->hd.stream_id);
-    if (st != NULL && !st->remote_closed) /* the client need not send the rest */
+    if (st == NULL)
+        return 0;
+    st->end_sent = true;
+    if (!st->remote_closed) /* the client need not send the rest */
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, st->id, NGHTTP2_NO_ERROR);
     return 0;
 }
@@ -864,6 +875,7 @@ h2_stream_gone(H2Conn *c, H2Stream *st, H2End why)
     if (st->next != NULL)
         st->next->prev = st->prev;
     atomic_store_relaxed(&c->nstreams, c->nstreams - 1);
+    h2_count(st->end_sent ? &c->counts.streams_succeeded : &c->counts.streams_failed, 1);
     if (st->timing && timer_del(&st->timer))
         h2_stream_unref(st); /* else the timer fires at this moment, and drops it */
     st->timing = false;

@@ -107,6 +107,18 @@ h2_io_afterfork_child(void)
     nbuf_free = 0;
 }
 
+/* A socket's file may have any name: what is not for a URI is percent-encoded. */
+static void
+unix_name(char *out, size_t size, const char *path, size_t n)
+{
+    bool abstract = n > 0 && path[0] == 0;
+    size_t at = (size_t)snprintf(out, size, abstract ? "unix-abstract:" : "unix:");
+    for (size_t i = abstract; i < n && at + 4 <= size && (abstract || path[i] != 0); i++) {
+        bool plain = path[i] > ' ' && path[i] < 0x7f && strchr("\"#%<>?[\\]^`{|}", path[i]) == NULL;
+        at += (size_t)snprintf(out + at, size - at, plain ? "%c" : "%%%02X", (uint8_t)path[i]);
+    }
+}
+
 /* As grpcio's ServicerContext.peer() says it. */
 void
 h2_peer_name(char *out, size_t size, const struct sockaddr_storage *peer, socklen_t len)
@@ -131,7 +143,7 @@ h2_peer_name(char *out, size_t size, const struct sockaddr_storage *peer, sockle
     else if (peer->ss_family == AF_UNIX) {
         const struct sockaddr_un *un = (const struct sockaddr_un *)peer;
         size_t n = len > offsetof(struct sockaddr_un, sun_path) ? len - offsetof(struct sockaddr_un, sun_path) : 0;
-        snprintf(out, size, "unix:%.*s", (int)n, un->sun_path);
+        unix_name(out, size, un->sun_path, n);
     }
     else {
         snprintf(out, size, "unknown:");

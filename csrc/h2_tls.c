@@ -95,6 +95,7 @@
 
 #define SSL_FUNCTIONS(F)                                                                                               \
     F(OPENSSL_init_ssl)                                                                                                \
+    F(SSL_CIPHER_standard_name)                                                                                        \
     F(SSL_CTX_callback_ctrl)                                                                                           \
     F(SSL_CTX_check_private_key)                                                                                       \
     F(SSL_CTX_ctrl)                                                                                                    \
@@ -117,6 +118,7 @@
     F(SSL_free)                                                                                                        \
     F(SSL_get0_alpn_selected)                                                                                          \
     F(SSL_get1_peer_certificate)                                                                                       \
+    F(SSL_get_current_cipher)                                                                                          \
     F(SSL_get_error)                                                                                                   \
     F(SSL_get_ex_data)                                                                                                 \
     F(SSL_get_peer_cert_chain)                                                                                         \
@@ -546,7 +548,7 @@ struct TlsConn {
     /* Constant after the handshake, until the last reference to the connection goes. */
     bool done; /* atomic */
     bool reused;
-    const char *version;
+    const char *version, *cipher; /* OpenSSL's */
     char group[32];
     char *server; /* that the client asked for; NULL */
     X509 *cert;   /* the client's; NULL: it was not asked for one */
@@ -744,6 +746,7 @@ note_client(TlsConn *t)
     snprintf(t->group, sizeof t->group, "%s", name != NULL ? name : "");
     t->server = server != NULL ? strdup(server) : NULL;
     t->version = o.SSL_get_version(ssl);
+    t->cipher = o.SSL_CIPHER_standard_name(o.SSL_get_current_cipher(ssl));
     t->reused = o.SSL_session_reused(ssl) == 1;
     t->cert = o.SSL_get1_peer_certificate(ssl);
     OPENSSL_STACK *chain = t->cert != NULL ? (OPENSSL_STACK *)o.SSL_get_peer_cert_chain(ssl) : NULL;
@@ -1262,4 +1265,16 @@ h2_tls_peer(H2Conn *c, uint32_t *n)
     }
     *n = t->npeer;
     return t->peer;
+}
+
+bool
+h2_tls_security(H2Conn *c, const char **version, const char **cipher)
+{
+    TlsConn *t = c->tls;
+    if (c->io != &h2_tls)
+        return false;
+    bool done = atomic_load_acquire(&t->done); /* pairs with shake */
+    *version = done ? t->version : "";
+    *cipher = done ? t->cipher : "";
+    return true;
 }

@@ -1266,7 +1266,69 @@ server_methods_counts(PyObject *self, PyObject *unused)
     }
 }
 
-/* [(peer, seconds since it was opened, calls under way, seconds since something was read)] */
+/* What server_connections copies of a connection. */
+typedef struct ConnFacts {
+    char local[sizeof((H2Conn *)0)->peer], remote[sizeof((H2Conn *)0)->peer];
+    const char *version, *cipher; /* NULL: no TLS */
+    int64_t opened, read;
+    uint32_t streams;
+    H2Counts counts;
+} ConnFacts;
+
+/* Under H2Server.lock: the descriptor is open. */
+static void
+look_at(H2Conn *c, ConnFacts *f)
+{
+    struct sockaddr_storage local = {0};
+    socklen_t len = sizeof local;
+    if (getsockname(c->fd, (struct sockaddr *)&local, &len) != 0)
+        len = 0;
+    h2_peer_name(f->local, sizeof f->local, &local, len);
+    memcpy(f->remote, c->peer, sizeof f->remote);
+    if (!h2_tls_security(c, &f->version, &f->cipher))
+        f->version = f->cipher = NULL;
+    f->opened = c->opened;
+    f->read = atomic_load_relaxed(&c->last_read);
+    f->streams = atomic_load_relaxed(&c->nstreams);
+    const H2Counts *n = &c->counts;
+    f->counts = (H2Counts){
+        .streams_started = atomic_load_relaxed(&n->streams_started),
+        .streams_succeeded = atomic_load_relaxed(&n->streams_succeeded),
+        .streams_failed = atomic_load_relaxed(&n->streams_failed),
+        .messages_sent = atomic_load_relaxed(&n->messages_sent),
+        .messages_received = atomic_load_relaxed(&n->messages_received),
+        .bytes_sent = atomic_load_relaxed(&n->bytes_sent),
+        .bytes_received = atomic_load_relaxed(&n->bytes_received),
+        .keep_alives_sent = atomic_load_relaxed(&n->keep_alives_sent),
+        .last_stream = atomic_load_relaxed(&n->last_stream),
+    };
+}
+
+static PyObject *
+facts_dict(const ConnFacts *f, int64_t now)
+{
+    const H2Counts *n = &f->counts;
+    PyObject *security = Py_NewRef(Py_None), *last = Py_NewRef(Py_None);
+    if (f->version != NULL)
+        Py_SETREF(security, Py_BuildValue("{ssss}", "version", f->version, "cipher", f->cipher));
+    if (n->last_stream != 0)
+        Py_SETREF(last, PyFloat_FromDouble((double)(now - n->last_stream) / 1e9));
+    if (security == NULL || last == NULL) {
+        Py_XDECREF(security);
+        Py_XDECREF(last);
+        return NULL;
+    }
+    return Py_BuildValue(
+        "{sssssNsdsdsIsNsKsKsKsKsKsKsKsK}", "local", f->local, "remote", f->remote, "security", security, "age",
+        (double)(now - f->opened) / 1e9, "idle", (double)(now - f->read) / 1e9, "streams", f->streams, "last_call",
+        last, "streams_started", (unsigned long long)n->streams_started, "streams_succeeded",
+        (unsigned long long)n->streams_succeeded, "streams_failed", (unsigned long long)n->streams_failed,
+        "messages_sent", (unsigned long long)n->messages_sent, "messages_received",
+        (unsigned long long)n->messages_received, "bytes_sent", (unsigned long long)n->bytes_sent, "bytes_received",
+        (unsigned long long)n->bytes_received, "keep_alives_sent", (unsigned long long)n->keep_alives_sent);
+}
+
+/* A dictionary of each open connection. */
 static PyObject *
 server_connections(PyObject *self, PyObject *unused)
 {
@@ -1274,29 +1336,24 @@ server_connections(PyObject *self, PyObject *unused)
     PyObject *list = srv != NULL ? PyList_New(0) : NULL;
     if (list == NULL)
         return NULL;
-    int64_t now = nanotime();
     mutex_lock(&srv->lock);
-    uint32_t n = srv->nconns, i = 0;
-    struct {
-        char peer[128];
-        int64_t opened, read;
-        uint32_t streams;
-    } *copy = malloc((n + 1) * sizeof *copy);
-    for (H2Conn *c = srv->conns; copy != NULL && c != NULL && i < n; c = c->next, i++) {
-        memcpy(copy[i].peer, c->peer, sizeof copy[i].peer);
-        copy[i].opened = c->opened;
-        copy[i].read = atomic_load_relaxed(&c->last_read);
-        copy[i].streams = atomic_load_relaxed(&c->nstreams);
-    }
+    uint32_t n = 0;
+    ConnFacts *facts = malloc((srv->nconns + 1) * sizeof *facts);
+    for (H2Conn *c = srv->conns; facts != NULL && c != NULL; c = c->next)
+        look_at(c, &facts[n++]);
     mutex_unlock(&srv->lock);
-    for (uint32_t k = 0; k < i && list != NULL; k++) {
-        PyObject *item = Py_BuildValue("(sdId)", copy[k].peer, (double)(now - copy[k].opened) / 1e9, copy[k].streams,
-                                       (double)(now - copy[k].read) / 1e9);
+    int64_t now = nanotime(); /* later than all that was copied */
+    if (facts == NULL) {
+        Py_DECREF(list);
+        return PyErr_NoMemory();
+    }
+    for (uint32_t i = 0; i < n && list != NULL; i++) {
+        PyObject *item = facts_dict(&facts[i], now);
         if (item == NULL || PyList_Append(list, item) < 0)
             Py_CLEAR(list);
         Py_XDECREF(item);
     }
-    free(copy);
+    free(facts);
     return list;
 }
 

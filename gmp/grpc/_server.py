@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import os
 import socket
 import threading
@@ -264,9 +265,38 @@ class Server(grpc.Server):  # type: ignore[misc]
         return {**self._core.stats(), "methods": methods}
 
     def connections(self) -> list[dict[str, Any]]:
-        """The open connections: peer, age (seconds), streams under way, idle (seconds since something was received)."""
-        names = ("peer", "age", "streams", "idle")
-        return [dict(zip(names, values, strict=True)) for values in self._core.connections()]
+        """The open connections, and what went over each of them since it was opened; named as in channelz where it has that.
+
+        local, remote: addresses, as context.peer() has them; security: None or TLS's {"version", "cipher"}, empty during its handshake.
+        streams: calls under way; streams_started, streams_succeeded (their end was sent, whatever the status), streams_failed (reset,
+        or the connection was lost).  messages_sent, messages_received; bytes_sent, bytes_received: HTTP/2's, without what TLS adds;
+        keep_alives_sent: pings.  Seconds: age; idle (since something was received), last_call (since the last call began, or None).
+        """
+        return self._core.connections()
+
+    def channelz(self) -> str:
+        """Return as text what the server and its connections have done so far, a connection a line."""
+        stats, connections = self.stats(), self.connections()
+        codes = [method["codes"] for method in stats["methods"].values()]
+        ended, well = sum(sum(n.values()) for n in codes), sum(n.get("OK", 0) for n in codes)
+        abuse = ", ".join(f"{n} {why}" for why, n in stats["abuse"].items()) or "none"
+        lines = [
+            f"server {self._state.stage}: {stats['running']} calls running, {well} succeeded, {ended - well} failed; "
+            f"{stats['accepted']} connections accepted, {len(connections)} open; abuse: {abuse}"
+        ]
+        for c in sorted(connections, key=operator.itemgetter("age"), reverse=True):
+            security = (
+                "no TLS" if c["security"] is None else " ".join(c["security"].values()).strip() or "TLS handshake"
+            )
+            last = "none" if c["last_call"] is None else f"{c['last_call']:.1f} s ago"
+            lines.append(
+                f"{c['remote']} to {c['local']}, {security}: "
+                f"open for {c['age']:.1f} s, idle for {c['idle']:.1f} s, last call {last}; "
+                f"streams {c['streams']} open, {c['streams_started']} started, {c['streams_succeeded']} succeeded, "
+                f"{c['streams_failed']} failed; messages {c['messages_received']} in, {c['messages_sent']} out; "
+                f"bytes {c['bytes_received']} in, {c['bytes_sent']} out; keepalives {c['keep_alives_sent']}"
+            )
+        return "\n".join(lines) + "\n"
 
     def access_log(self, log: Callable[[str, str, grpc.StatusCode, float], object] | None) -> None:
         """Have log(path, peer, code, seconds) called at the end of each call, in the call's goroutine; None: no longer."""

@@ -758,6 +758,31 @@ def test_windows_that_never_open(attacked):
         until(lambda: len(ended) == 2000)
 
 
+def test_a_message_that_is_cut_short_was_not_sent(attacked):
+    """connections() counts what went out whole: of two messages the window has room for one and a half."""
+
+    def replies(request, context):
+        yield bytes(40_000)
+        yield bytes(40_000)
+
+    with attacked(quiet=True, Replies=grpc.unary_stream_rpc_method_handler(replies)) as it:
+        with it.wire() as wire:
+            wire.send(wire.call(1, "/test.Abuse/Replies"))
+
+            def counts():
+                [mine] = [c for c in it.server.connections() if c["remote"] == wire.peer]
+                return tuple(mine[name] for name in ("streams", "streams_succeeded", "streams_failed", "messages_sent"))
+
+            received = 0
+            for found in wire.frames():
+                received += len(found.data) if isinstance(found, hyperframe.DataFrame) else 0
+                if received == 65535:
+                    break
+            assert counts() == (1, 0, 0, 1)
+            wire.send(frame(RST_STREAM, 0, 1, b"\0\0\0\x08"))
+            until(lambda: counts() == (0, 0, 1, 1))
+
+
 def test_silent_connections(attacked):
     with attacked([("grpc.server_handshake_timeout_ms", 300)]) as it:
         begin = time.monotonic()

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import queue
+import re
 import socket
 import sys
 import threading
@@ -886,7 +887,7 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
         assert methods[""]["codes"] == {"UNIMPLEMENTED": 1}
         assert stats["calls"] == 6
         [connection] = server.connections()
-        assert connection["peer"].startswith("ipv4:127.0.0.1:")
+        assert connection["remote"].startswith("ipv4:127.0.0.1:")
         assert connection["streams"] == 0
         metrics = server.metrics()
         assert f'gmp_grpc_handled_total{{method="{path()}",code="OK"}} 3\n' in metrics
@@ -907,6 +908,119 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
         until(lambda: reported)
         server.access_log(None)
         assert reported == [ZeroDivisionError]
+
+
+COUNTS = ("streams", "streams_started", "streams_succeeded", "streams_failed", "messages_received", "messages_sent")
+
+
+def test_connections_count_known_traffic(certificate):
+    go_on = gmp.Chan()
+
+    def some(request, context):
+        for _ in range(5):
+            yield request
+
+    def upload(requests, context):
+        return b"%d" % sum(1 for _ in requests)
+
+    def abort(request, context):
+        context.abort(NOT_FOUND, "")
+
+    def park(request, context):
+        gmp.select(gmp.recv(go_on), timeout=LONG)
+        return request
+
+    pem = certificate.read_bytes()
+    echo = uu(lambda request, context: request)
+    handlers = {"Call": echo, "Some": us(some), "Upload": su(upload), "Abort": uu(abort), "Park": uu(park)}
+    server = gmp.grpc.server()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    plain_port = server.add_insecure_port("127.0.0.1:0")
+    secure_port = server.add_secure_port("127.0.0.1:0", gmp.grpc.ssl_server_credentials([(pem, pem)]))
+    assert server.connections() == []
+    assert server.channelz() == (
+        "server new: 0 calls running, 0 succeeded, 0 failed; 0 connections accepted, 0 open; abuse: none\n"
+    )
+    server.start()
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    plain = grpc.insecure_channel(f"127.0.0.1:{plain_port}", options)
+    secure = grpc.secure_channel(f"localhost:{secure_port}", grpc.ssl_channel_credentials(pem), options)
+    with plain, secure:
+
+        def of(port):
+            return next(c for c in server.connections() if c["local"] == f"ipv4:127.0.0.1:{port}")
+
+        def counts():
+            return tuple(of(plain_port)[name] for name in COUNTS)
+
+        assert unary(plain)(b"x" * 100_000, timeout=LONG) == b"x" * 100_000
+        before = of(plain_port)
+        assert 100_000 < before["bytes_received"] < 110_000
+        assert 100_000 < before["bytes_sent"] < 110_000
+        for _ in range(2):
+            unary(plain)(b"x", timeout=LONG)
+        assert len(list(plain.unary_stream(path("Some"))(b"x", timeout=LONG))) == 5
+        assert plain.stream_unary(path("Upload"))(iter([b"x"] * 7), timeout=LONG) == b"7"
+        assert failure(unary(plain, "Abort"), b"x") == (NOT_FOUND, "")
+        until(lambda: counts() == (0, 6, 6, 0, 3 + 1 + 7 + 1, 3 + 5 + 1))
+        parked = unary(plain, "Park").future(b"x", timeout=LONG)
+        until(lambda: counts() == (1, 7, 6, 0, 13, 9))
+        parked.cancel()
+        until(lambda: counts() == (0, 7, 6, 1, 13, 9))
+        go_on.close()
+        connection = of(plain_port)
+        assert connection["security"] is None
+        assert connection["keep_alives_sent"] == 0
+        assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", connection["remote"])
+        assert 0 <= connection["idle"] <= connection["last_call"] <= connection["age"]
+
+        assert unary(secure)(b"x", timeout=LONG) == b"x"
+        connection = of(secure_port)
+        cipher = connection["security"]["cipher"]
+        assert connection["security"]["version"] == "TLSv1.3"
+        assert cipher.startswith("TLS_")
+        assert [connection[name] for name in ("streams_started", "messages_received", "messages_sent")] == [1, 1, 1]
+        with socket.create_connection(("127.0.0.1", secure_port)) as silent:
+            until(lambda: len(server.connections()) == 3)
+            remote = f"ipv4:127.0.0.1:{silent.getsockname()[1]}"
+            [connection] = [c for c in server.connections() if c["remote"] == remote]
+            assert connection["security"] == {"version": "", "cipher": ""}
+            assert connection["last_call"] is None
+            assert connection["bytes_received"] == 0 == connection["streams_started"]
+            until(lambda: sum(sum(m["codes"].values()) for m in server.stats()["methods"].values()) == 8)
+            until(lambda: server.stats()["running"] == 0)
+            first, *lines = server.channelz().splitlines()
+            assert first == (
+                "server started: 0 calls running, 6 succeeded, 2 failed; 3 connections accepted, 3 open; abuse: none"
+            )
+            securities = [line.split(", ")[1].split(":")[0] for line in lines]
+            assert securities == ["no TLS", f"TLSv1.3 {cipher}", "TLS handshake"]
+            assert "; streams 0 open, 7 started, 6 succeeded, 1 failed; messages 13 in, 9 out; bytes " in lines[0]
+            assert ", last call none; " in lines[2]
+    until(lambda: server.connections() == [])
+    assert server.stop(None).wait(LONG)
+    assert server.channelz().startswith("server stopped: ")
+
+
+def test_keepalives_are_counted():
+    options = [("grpc.keepalive_time_ms", 100), ("grpc.keepalive_permit_without_calls", 1)]
+    with serving(Call=uu(lambda request, context: request), options=options) as (server, channel):
+        unary(channel)(b"x", timeout=LONG)
+        until(lambda: server.connections()[0]["keep_alives_sent"] >= 2)
+
+
+def test_names_of_unix_sockets_may_be_anything(tmp_path):
+    """A client's own socket may have a name that is no text, or more than one line."""
+    with serving(Call=uu(lambda request, context: request), address=f"unix:{tmp_path}/server") as (server, channel):
+        unary(channel)(b"x", timeout=LONG)
+        with socket.socket(socket.AF_UNIX) as odd:
+            odd.bind(os.fsencode(tmp_path) + b"/\xff a\nb%c")
+            odd.connect(f"{tmp_path}/server")
+            until(lambda: len(server.connections()) == 2)
+            connections = server.connections()
+            assert {c["remote"] for c in connections} == {"unix:", f"unix:{tmp_path}/%FF%20a%0Ab%25c"}
+            assert {c["local"] for c in connections} == {f"unix:{tmp_path}/server"}
+            assert len(server.channelz().splitlines()) == 3
 
 
 def test_no_deadlock_is_reported_while_serving(child):
