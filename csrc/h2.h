@@ -439,6 +439,7 @@ void h2_conn_kick(H2Conn *c); /* its goroutine has a look */
 void h2_tell(H2Server *srv, H2Why why, const char *fmt, ...) GMP_PRINTF(3, 4); /* any thread */
 
 /* ---- h2_io.c ---- */
+void h2_large_message(uint32_t n); /* bytes: one has come, or is to go; any thread */
 void h2_linger(H2Conn *c); /* parks: what was sent last is to arrive, though the client still sends */
 void h2_io_afterfork_child(void);
 #define H2_IN (64 * 1024)

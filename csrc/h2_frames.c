@@ -602,6 +602,7 @@ message_complete(H2Conn *c, H2Stream *st)
     st->partial = NULL;
     st->nprefix = 0;
     m->next = NULL;
+    h2_large_message(m->len);
     mutex_lock(&st->lock);
     if (st->last != NULL)
         st->last->next = m;

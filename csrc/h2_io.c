@@ -99,6 +99,31 @@ h2_buf_put(H2Buf *b)
     free(b);
 }
 
+/* ---- large messages ---- */
+
+#define LARGE ((uint32_t)128 * 1024)
+#define SHOWN_MOST ((uint32_t)32 * 1024 * 1024 - 64 * 1024) /* more teaches glibc nothing */
+
+/* A message of n bytes is there, or to be sent.  Large ones are copied several times on their way (here, by Python, by protobuf), and glibc
+ * would give that memory back to the system after each call, to take it anew, page fault by page fault.  It learns what is worth
+ * keeping from the largest block that was ever freed (mallopt(3), M_MMAP_THRESHOLD): it is shown one, for a few calls at once. */
+void
+h2_large_message(uint32_t n)
+{
+    static uint32_t shown; /* atomic */
+    uint32_t size = 8 * LARGE;
+    if (GMP_LIKELY(n < LARGE) || GMP_LIKELY(atomic_load_relaxed(&shown) >= SHOWN_MOST))
+        return;
+    while (size / 8 < n && size < SHOWN_MOST)
+        size *= 2;
+    size = size < SHOWN_MOST ? size : SHOWN_MOST;
+    if (atomic_load_relaxed(&shown) >= size)
+        return;
+    atomic_store_relaxed(&shown, size);
+    void *volatile block = malloc(size); /* volatile: else the compiler leaves it out */
+    free(block);
+}
+
 void
 h2_io_afterfork_child(void)
 {

@@ -233,6 +233,7 @@ void
 h2_post(H2Op *op)
 {
     H2Conn *c = op->st->conn;
+    h2_large_message(op->message);
     if (op->message != 0)
         atomic_xadd(&op->st->out_queued, op->message);
     atomic_xadd(&c->refs, 1u); /* once it is pushed, op and its stream may be gone */
