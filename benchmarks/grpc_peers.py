@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ OTHERS = {  # for grpc_report.py
     "go-1": "grpc-go, one core",
     "go": "grpc-go",
     "nghttpd": "nghttpd, a file",
+    "echo": "recv, send in a loop",
 }
 FULL = "-full"  # after a kind: with an interceptor, and a handler that looks at metadata and deadline
 METHOD = "/helloworld.Greeter/SayHello"
@@ -316,6 +318,10 @@ OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
 
 
 def serve(kind: str, delay: float, tls: str | None) -> None:
+    if kind == "echo":
+        serve_echo()
+        return
+
     import grpc
 
     from gmp.protos import helloworld_pb2_grpc
@@ -355,6 +361,33 @@ def serve(kind: str, delay: float, tls: str | None) -> None:
     server.add_generic_rpc_handlers((streams(),))
     print(open_port(server, tls, credentials), flush=True)
     server.start()
+    sys.stdin.read()
+
+
+def serve_echo() -> None:
+    """The floor of a ping-pong: a thread for each connection that sends every DATA frame back, and knows no more of HTTP/2."""
+
+    def echo(sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.recv(24, socket.MSG_WAITALL)  # the preface
+        data = b""
+        while chunk := sock.recv(1 << 16):
+            data += chunk
+            at, back = 0, b""
+            while len(data) - at >= 9 and len(data) - at >= (size := 9 + int.from_bytes(data[at : at + 3])):
+                if data[at + 3] == 0:
+                    back += data[at : at + size]
+                at += size
+            data = data[at:]
+            sock.sendall(back)
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            threading.Thread(target=echo, args=listener.accept()[:1], daemon=True).start()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, args=(listener,), daemon=True).start()
+    print(listener.getsockname()[1], flush=True)
     sys.stdin.read()
 
 

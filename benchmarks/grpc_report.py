@@ -37,6 +37,7 @@ ORDER = (
     "go-1",
     "go",
     "nghttpd",
+    "echo",
 )
 NAMES = {kind: {**KINDS, **OTHERS}[kind] for kind in ORDER}
 OURS = "goroutines"
@@ -194,11 +195,11 @@ SCENARIOS = {
     ),
     "pingpong": Scenario(
         "bidi ping-pong, one stream", "messages/s", timed(grpc_streams.ping_pong, 1),
-        ("threads-10", "aio", "aio-uvloop", "compat", OURS, "go-1"),
+        ("threads-10", "aio", "aio-uvloop", "compat", OURS, "go-1", "echo"),
     ),
     "pingpong100": Scenario(
         "bidi ping-pong, 100 streams", "messages/s", timed(grpc_streams.ping_pong, 100),
-        ("threads-100", "aio", "aio-uvloop", "compat", OURS, "go-1"),
+        ("threads-100", "aio", "aio-uvloop", "compat", OURS, "go-1", "echo"),
     ),
     "megabyte": Scenario("1 MB echo, 4 at once", "calls/s", megabyte, ("threads-10", "aio", "compat", OURS, "go-1"), h2load=True),
     "tls": Scenario(
