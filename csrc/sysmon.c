@@ -13,6 +13,8 @@
  * for signals every SIGNAL_POLL_NS, and LAST_LOOKS times before it sleeps for long: one that comes while the main thread has
  * another one pending is given to another thread.  Those that the main thread takes it does not sleep through: see
  * note_sleep_intr and sys_signals_hold.  With schedtrace it wakes for each line.
+ * A process that is idle for moments only, between the messages of a stream, would wake it for each: if its last sleep was short, and
+ * goroutines have run since, it naps for NAP_US instead.
  *
  * coarse_now is the clock that parked goroutines are stamped with.  Each round advances it.  Whoever wakes sysmon does so first:
  * it is about to hand out the first P in use, and nobody parks before that (commit stamps with a P, or while others have them).
@@ -34,6 +36,9 @@
 #define MAX_DELAY_US 10000
 #define MAX_DELAY_BUSY_US 500 /* while some goroutine is detached, but has nobody to yield to; and in fights */
 #define FIGHT_NS (100 * 1000 * 1000)
+#ifndef NAP_US /* tests/model has none */
+#define NAP_US 500
+#endif
 
 static uint32_t started;
 static uint32_t asleep; /* atomic: sysmon waits on note */
@@ -168,17 +173,37 @@ idle_sleep(uint32_t looks)
     return trace < 0 || (signals >= 0 && signals < trace) ? signals : trace;
 }
 
+/* Decisions of all sets: the same number twice, and nothing ran in between. */
+static uint32_t
+decisions(void)
+{
+    uint32_t n = 0;
+    for (int s = 0; s < SETS; s++)
+        for (uint32_t i = 0; i < atomic_load(&scheds[s].np); i++)
+            n += atomic_load_relaxed(&scheds[s].allp[i]->schedtick);
+    return n;
+}
+
 /* Go: runtime.sysmon */
 static void
 sysmon(void *arg)
 {
     (void)arg;
     int64_t delay = MIN_DELAY_US, fight_until = 0;
-    uint32_t quiet = 0, looks = 0;
+    uint32_t quiet = 0, looks = 0, ticks = 0;
+    bool restless = false, napped = false; /* restless: the last sleep was a short one */
     sys_exact_sleeps();
     for (;;) {
         sys_usleep(delay);
         if (all_idle()) {
+            uint32_t before = ticks;
+            ticks = decisions();
+            napped = NAP_US != 0 && restless && ticks != before;
+            if (napped) {
+                advance_clock(nanotime());
+                delay = NAP_US;
+                continue;
+            }
             note_clear(&note);
             atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
             /* Whoever has reset the flag will wake the note, even if late: wait for that, or it would come in the next sleep. */
@@ -186,7 +211,9 @@ sysmon(void *arg)
                 if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
                     scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u)) {
+                int64_t began = nanotime();
                 bool woken = note_sleep(&note, idle_sleep(looks));
+                restless = woken && nanotime() - began < NAP_US * 1000;
                 looks = woken ? 0 : looks + 1;
                 if (!woken && !atomic_cas(&asleep, 1u, 0u))
                     note_sleep(&note, -1);
@@ -194,6 +221,10 @@ sysmon(void *arg)
             quiet = 0;
             delay = MIN_DELAY_US;
             continue;
+        }
+        if (napped) {
+            napped = false;
+            delay = MIN_DELAY_US;
         }
         looks = 0;
         int64_t now = nanotime();

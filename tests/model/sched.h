@@ -10,6 +10,7 @@
 #define OWNERS_CHUNK 8
 #define OWNERS_CHUNKS 1
 #define LAST_LOOKS 0
+#define NAP_US 0
 #include "mc.h"
 
 #include "gomaxprocs.c"
