@@ -143,10 +143,18 @@ fd_prepare(PyFD *self, PollMode mode, PyWait *w)
     return 0;
 }
 
-/* Parks until ready.  w->timeout replaces the side's own deadline for this wait and leaves none behind; negative: it does not.
- * 0, or -1 with an exception. */
+static bool
+fd_ready(PyFD *self, PollMode mode)
+{
+    struct pollfd pfd = {.fd = self->fd, .events = mode == POLL_READ ? POLLIN : POLLOUT};
+    return poll(&pfd, 1, 0) > 0;
+}
+
+/* Parks until ready, which an edge tells.  With look it may be so already: another goroutine has used up the edge and left something.
+ * Without, the caller's last try has found nothing, and it has kept the GIL since.  w->timeout replaces the side's own deadline for
+ * this wait and leaves none behind; negative: it does not.  0, or -1 with an exception. */
 static int
-fd_wait(PyFD *self, PollMode mode, PyWait *w)
+fd_wait(PyFD *self, PollMode mode, PyWait *w, bool look)
 {
     for (;;) {
         if (py_wait_begin(w) < 0)
@@ -158,7 +166,7 @@ fd_wait(PyFD *self, PollMode mode, PyWait *w)
             code = GMP_OK;
             if (w->timeout >= 0)
                 code = netpoll_set_deadline(self->pd, mode, w->timeout > 0 ? w->deadline : 1);
-            if (code == GMP_OK)
+            if (code == GMP_OK && !(look && !netpoll_expired(self->pd, mode) && fd_ready(self, mode)))
                 code = netpoll_wait(self->pd, mode);
             if (w->timeout >= 0)
                 netpoll_set_deadline(self->pd, mode, 0);
@@ -201,7 +209,7 @@ fd_prepare_read(PyFD *self, int flags, PyWait *w)
     if (fd_prepare(self, POLL_READ, w) < 0)
         return -1;
     if (self->drained && w->timeout != 0 && !(flags & MSG_PEEK) && !netpoll_seen(self->pd, POLL_READ))
-        return fd_wait(self, POLL_READ, w);
+        return fd_wait(self, POLL_READ, w, false);
     return 0;
 }
 
@@ -235,7 +243,7 @@ fd_read_some(PyFD *self, char *buf, Py_ssize_t size, int flags, PyWait *w)
         return -1;
     Py_ssize_t n = -1;
     if (fd_prepare_read(self, flags, w) == 0)
-        while ((n = fd_try_read(self, buf, size, flags)) == -2 && (n = fd_wait(self, POLL_READ, w)) == 0)
+        while ((n = fd_try_read(self, buf, size, flags)) == -2 && (n = fd_wait(self, POLL_READ, w, false)) == 0)
             ;
     fd_leave(self);
     return n;
@@ -270,7 +278,7 @@ fd_read_bytes(PyFD *self, Py_ssize_t size, int flags, PyWait *w)
             }
             if (n >= 0)
                 self->bulk = n >= READ_BULK;
-        } while (n == -2 && fd_wait(self, POLL_READ, w) == 0);
+        } while (n == -2 && fd_wait(self, POLL_READ, w, false) == 0);
     }
     fd_leave(self);
     return data;
@@ -393,7 +401,7 @@ fd_write_some(PyFD *self, const char *buf, Py_ssize_t size, int flags, PyWait *w
             raise_errno(errno);
             return -1;
         }
-        if (fd_wait(self, POLL_WRITE, w) < 0)
+        if (fd_wait(self, POLL_WRITE, w, false) < 0)
             return -1;
     }
 }
@@ -493,7 +501,7 @@ fd_accept(PyObject *op, PyObject *unused)
             raise_errno(errno);
             break;
         }
-        if (fd_wait(self, POLL_READ, &w) < 0)
+        if (fd_wait(self, POLL_READ, &w, false) < 0)
             break;
     }
     fd_leave(self);
@@ -556,13 +564,10 @@ fd_wait_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs, PollMode m
     if (!fd_enter(self))
         return NULL;
     int r;
-    if (w.timeout == 0) { /* the poller may not have looked yet */
-        struct pollfd pfd = {.fd = self->fd, .events = mode == POLL_READ ? POLLIN : POLLOUT};
-        r = poll(&pfd, 1, 0) > 0 ? 0 : raise_timeout(mode);
-    }
-    else {
-        r = fd_wait(self, mode, &w);
-    }
+    if (w.timeout == 0) /* the poller may not have looked yet */
+        r = fd_ready(self, mode) ? 0 : raise_timeout(mode);
+    else
+        r = fd_wait(self, mode, &w, true);
     fd_leave(self);
     if (r < 0)
         return NULL;

@@ -40,7 +40,6 @@ class socket(so.socket):
 
     _poll: _core.FD | None
     _seconds: float | None
-    _shared = False  # several have waited for the same side at once
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._poll = None
@@ -98,22 +97,17 @@ class socket(so.socket):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError("timed out")
-        # Where several read, one's edge may be used up by another one, who leaves something: have a look now and then.
-        pause = min(LOOK_AGAIN, left or LOOK_AGAIN) if self._shared else left
         try:
             if write:
-                poll.wait_write(pause)
+                poll.wait_write(left)
             else:
-                poll.wait_read(pause)
+                poll.wait_read(left)
         except TimeoutError:
-            if pause != left:
-                return
             raise TimeoutError("timed out") from None
         except OSError as e:
             if e.errno != errno.EBUSY:
                 raise
             # A goroutine waits there already; this one waits beside it.
-            self._shared = True
             try:
                 pause = LOOK_AGAIN if left is None else min(left, LOOK_AGAIN)
                 (wait_write if write else wait_read)(poll.fileno(), pause)

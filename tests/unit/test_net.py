@@ -337,6 +337,16 @@ def test_deadline_in_the_past_holds_when_there_is_data() -> None:
         assert b.read(1) == b"x"
 
 
+def test_wait_read_sees_what_a_read_has_left() -> None:
+    with pair() as (a, b):
+        reader = go(b.read, 1)
+        until_waiting(reader)
+        a.write(b"xy")
+        assert reader.result(WAIT) == b"x"  # the wake-up for both bytes is used up
+        b.wait_read(WAIT)
+        assert b.read(1) == b"y"
+
+
 def test_timeout_of_one_call() -> None:
     with pair() as (a, b):
         for _ in range(2):
