@@ -610,8 +610,10 @@ message_complete(H2Conn *c, H2Stream *st)
         st->first = m;
     st->last = m;
     st->queued += m->len + 5;
-    waitq_wake(&st->readers);
+    Sudog *reader = waitq_pop(&st->readers);
     mutex_unlock(&st->lock);
+    if (reader != NULL)
+        goready(reader->g); /* not under the lock: it takes it first of all, maybe at once */
     c->earned += 2;
     h2_count(&c->counts.messages_received, 1);
     offer(c, st);

@@ -134,8 +134,10 @@ h2_ready(H2Server *srv, H2Stream *first, H2Stream *last, uint32_t n, int why)
         srv->ready_last->ready_next = first;
     srv->ready_last = last;
     atomic_store_relaxed(&srv->nready, srv->nready + n);
-    waitq_wake(&srv->takers);
+    Sudog *taker = waitq_pop(&srv->takers);
     mutex_unlock(&srv->ready_lock);
+    if (taker != NULL)
+        goready(taker->g); /* not under the lock, which it takes first of all */
 }
 
 int

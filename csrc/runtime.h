@@ -278,6 +278,7 @@ struct M {
     P *nextp;  /* handed over with the wake-up */
     G *nextg;  /* run this first */
     bool wakespinning;
+    uint32_t vain; /* short looks in a row that found nothing */
     G *readylocked; /* atomic for readers without the lock: thread_g is ready, but this M is busy with another goroutine */
 
     bool spinning;

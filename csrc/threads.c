@@ -755,6 +755,27 @@ stopm(M *mp)
     return true;
 }
 
+/* Someone without a P may be about to hand something over: sleeping and being woken costs more than a short look.  As long as looks are in
+ * vain they become shorter, but for each 16th.  Where there are thieves, stealwork was such a look. */
+static bool
+short_look(M *mp)
+{
+    Sched *sched = mp->set;
+    if (atomic_load_relaxed(&sched->np) != 1)
+        return false;
+    int rounds = mp->vain % 16 == 0 ? SPIN_ROUNDS : SPIN_ROUNDS >> (mp->vain < 4 ? mp->vain : 4);
+    for (int i = 0; i < rounds; i++) {
+        for (int j = 0; j < 10; j++)
+            cpu_relax();
+        if (atomic_load_relaxed(&sched->runq.n) != 0 || atomic_load_relaxed(&mp->readylocked) != NULL) {
+            mp->vain = 0;
+            return true;
+        }
+    }
+    mp->vain++;
+    return false;
+}
+
 /* Finds a goroutine to run, sleeping if need be.  On g0, with a P held in the scheduler, or none.  The result may be this
  * thread's own goroutine without a P; NULL: a pool thread should end.  Go: runtime.findrunnable */
 static G *
@@ -822,14 +843,7 @@ findrunnable(M *mp)
         }
         if ((gp = stealwork(mp, pp)) != NULL)
             return gp;
-        /* Someone without a P may be about to hand something over: sleeping and being woken costs more than a short look. */
-        bool again = false; /* where there are thieves, stealwork was such a look */
-        for (int i = 0; i < SPIN_ROUNDS && !again && atomic_load_relaxed(&sched->np) == 1; i++) {
-            for (int j = 0; j < 10; j++)
-                cpu_relax();
-            again = atomic_load_relaxed(&sched->runq.n) != 0 || atomic_load_relaxed(&mp->readylocked) != NULL;
-        }
-        if (again)
+        if (short_look(mp))
             continue;
         mutex_lock(&sched->lock);
         if (sched->runq.n != 0 || mp->readylocked != NULL || sched->stopping) {
