@@ -85,12 +85,10 @@ typedef struct H2Meter {
 
 /* Of a connection since it was opened, as channelz has it.  The owner writes; atomic for readers without the lock. */
 typedef struct H2Counts {
-    uint64_t streams_started, streams_succeeded,
-        streams_failed; /* succeeded: their end was sent, whatever the status */
-    uint64_t messages_sent, messages_received;
+    uint64_t streams_started, streams_succeeded, streams_failed; /* succeeded: the end was sent, whatever the status */
+    uint64_t messages_sent, messages_received, keep_alives_sent;
     uint64_t bytes_sent, bytes_received; /* without what TLS adds */
-    uint64_t keep_alives_sent;
-    int64_t last_stream; /* nanotime, 0: none */
+    int64_t last_stream;                 /* nanotime, 0: none */
 } H2Counts;
 static inline void
 h2_count(uint64_t *n, uint64_t by)
@@ -440,7 +438,7 @@ void h2_tell(H2Server *srv, H2Why why, const char *fmt, ...) GMP_PRINTF(3, 4); /
 
 /* ---- h2_io.c ---- */
 void h2_large_message(uint32_t n); /* bytes: one has come, or is to go; any thread */
-void h2_linger(H2Conn *c); /* parks: what was sent last is to arrive, though the client still sends */
+void h2_linger(H2Conn *c);         /* parks: what was sent last is to arrive, though the client still sends */
 void h2_io_afterfork_child(void);
 #define H2_IN (64 * 1024)
 #define H2_OUT (96 * 1024)
