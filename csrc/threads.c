@@ -763,7 +763,7 @@ short_look(M *mp)
     Sched *sched = mp->set;
     if (atomic_load_relaxed(&sched->np) != 1)
         return false;
-    int rounds = mp->vain % 16 == 0 ? SPIN_ROUNDS : SPIN_ROUNDS >> (mp->vain < 4 ? mp->vain : 4);
+    int rounds = mp->vain % 16 == 0 ? SPIN_ROUNDS : SPIN_ROUNDS >> (mp->vain < 4 ? mp->vain : 4) | 1;
     for (int i = 0; i < rounds; i++) {
         for (int j = 0; j < 10; j++)
             cpu_relax();

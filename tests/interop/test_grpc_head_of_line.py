@@ -53,8 +53,11 @@ class Client:
             self.h2.send_data(stream, message(data), end_stream=True)
         return stream
 
-    def step(self):
+    def flush(self):
         self.sock.sendall(self.h2.data_to_send())
+
+    def step(self):
+        self.flush()
         data = self.sock.recv(1 << 18)
         assert data, "the server has closed the connection"
         for event in self.h2.receive_data(data):
@@ -125,6 +128,7 @@ def test_quick_calls_pass_a_slow_handler_a_stalled_reader_and_an_upload(make_ser
         while len(client.got[unread]) < WINDOW or up.rest:
             client.step()
             up.send(2)
+        client.flush()
         assert uploading.wait(LONG)
         calls = {}
         while (done := sum(call in client.status for call in calls)) < QUICK:
