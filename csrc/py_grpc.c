@@ -60,6 +60,7 @@ typedef struct GrpcCall {
     GrpcServer *server;
     PyObject *metadata, *code, *details, *trailing, *callbacks;
     int compression;   /* -1: the server's */
+    int announced;     /* the encoding that the initial metadata named, once it was sent */
     bool head_allowed; /* the initial metadata was not sent yet */
     bool aborted;      /* by abort() */
     bool finished;     /* the status was sent */
@@ -120,6 +121,18 @@ as_bytes(PyObject *o, const char **data, Py_ssize_t *n)
     return -1;
 }
 
+/* Names that are gRPC's own on the wire: what a handler sets under them is not sent, as with grpcio. */
+static bool
+is_reserved(const char *k, Py_ssize_t n)
+{
+    static const char *const names[] = {"te",           "content-type",  "grpc-status",
+                                        "grpc-message", "grpc-encoding", "grpc-accept-encoding"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((size_t)n == strlen(names[i]) && memcmp(k, names[i], (size_t)n) == 0)
+            return true;
+    return false;
+}
+
 static int
 put_metadatum(Blob *b, PyObject *key, PyObject *value)
 {
@@ -142,6 +155,8 @@ put_metadatum(Blob *b, PyObject *key, PyObject *value)
         PyErr_Format(PyExc_ValueError, "metadata was invalid: (%R, %R)", key, value);
         return -1;
     }
+    if (is_reserved(k, nk))
+        return 0;
     char *to = blob_room(b, H2_PAIR_HEAD + (size_t)nk + (binary ? (size_t)(nv + 2) / 3 * 4 : (size_t)nv));
     if (to == NULL)
         return -1;
@@ -200,11 +215,14 @@ put_details(Blob *b, const char *s, Py_ssize_t n)
     return 0;
 }
 
-/* The encoding that messages of this call are sent with. */
+/* The encoding that messages of this call are sent with.  The client knows of one, from the initial metadata: what is set after that
+ * can only be none at all. */
 static int
 encoding_of_call(GrpcCall *call)
 {
     int e = call->compression >= 0 ? call->compression : call->server->compression;
+    if (!call->head_allowed && e != call->announced)
+        return ENC_IDENTITY;
     return e > 0 && (call->st->accepts & 1 << e) ? e : ENC_IDENTITY;
 }
 
@@ -267,6 +285,11 @@ send_op(GrpcCall *call, const Sending *s)
         if (put_metadata(&b, s->trailing) < 0)
             goto done;
     }
+    if (b.len > H2_MAX_HEAD_SENT / 2) {
+        PyErr_Format(PyExc_ValueError, "metadata and details of a call take %zu bytes; the most is %d", b.len,
+                     H2_MAX_HEAD_SENT / 2);
+        goto done;
+    }
     size_t size = data != NULL ? (size_t)PyBytes_GET_SIZE(data) : 0;
     if (size > UINT32_MAX - 16) {
         PyErr_SetString(PyExc_ValueError, "a message is larger than 4 GiB");
@@ -300,6 +323,8 @@ send_op(GrpcCall *call, const Sending *s)
     }
     if (b.len != 0)
         memcpy(at, b.data, b.len);
+    if (call->head_allowed)
+        call->announced = encoding;
     call->head_allowed = false;
     if (data != NULL)
         call->plain_next = false;
@@ -985,6 +1010,8 @@ run_unary(GrpcCall *call, GrpcMethod *method)
         return fail(call, "response");
     }
     if (call->server->max_send >= 0 && PyBytes_GET_SIZE(response) > call->server->max_send) {
+        PyErr_Format(PyExc_ValueError, "SERVER: Sent message larger than max (%zd vs. %lld)",
+                     PyBytes_GET_SIZE(response), (long long)call->server->max_send);
         Py_DECREF(response);
         return fail(call, "too large");
     }

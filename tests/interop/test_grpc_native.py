@@ -128,7 +128,11 @@ def test_context_has_what_a_servicer_context_has(make):
     assert seen["time"] > 9e18
     assert seen["code"] == (None, None, None)
     assert seen["after"] == (grpc.StatusCode.OK, b"fine", (("a", "b"),))
-    assert seen["auth"][1:] == (None, None)
+    assert seen["auth"] == (
+        {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]},
+        None,
+        None,
+    )
     assert seen["attribute"] == "anything"
     metadata = [m for m in seen["metadata"] if m.key != "user-agent"]
     assert isinstance(seen["metadata"], tuple)
@@ -199,6 +203,61 @@ def test_metadata_beyond_the_limit():
         code, _ = failure(unary(channel), b"", metadata=(("big", "x" * 20_000),))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert unary(channel)(b"", timeout=LONG) == b""
+
+
+@pytest.mark.parametrize("where", ["initial", "trailing", "details"])
+def test_large_metadata_of_a_handler_reaches_a_client_that_takes_it(make, where):
+    """nghttp2 by itself sends no more than 64 KiB, and does not say so."""
+    large = "x" * 200_000
+
+    def handler(request, context):
+        if where == "initial":
+            context.send_initial_metadata((("large", large),))
+        elif where == "trailing":
+            context.set_trailing_metadata((("large", large),))
+        else:
+            context.abort(grpc.StatusCode.ABORTED, large)
+        return b""
+
+    limits = [("grpc.max_metadata_size", 1_000_000), ("grpc.absolute_max_metadata_size", 1_000_000)]
+    with serving(make, channel_options=limits, Call=uu(handler)) as (_, channel):
+        if where == "details":
+            assert failure(unary(channel), b"") == (grpc.StatusCode.ABORTED, large)
+        else:
+            _, call = unary(channel).with_call(b"", timeout=LONG)
+            metadata = call.initial_metadata() if where == "initial" else call.trailing_metadata()
+            assert ("large", large) in metadata
+
+
+def test_metadata_that_is_too_large_to_be_sent_fails_the_call(caplog, capfd):
+    def handler(request, context):
+        context.set_trailing_metadata((("large", "x" * (9 << 20)),))
+        return b""
+
+    def says(request, context):
+        context.send_initial_metadata((("large", "x" * (9 << 20)),))
+
+    with serving(Call=uu(handler), Says=uu(says)) as (_, channel), caplog.at_level(logging.CRITICAL + 1):
+        assert failure(unary(channel), b"") == (grpc.StatusCode.INTERNAL, "Failed to send the status!")
+        code, details = failure(unary(channel, "Says"), b"")
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "the most is" in details
+
+
+def test_names_that_are_grpcs_own_are_not_a_handlers_to_set(make):
+    own = [("te", "x"), ("grpc-status", "7"), ("grpc-message", "x"), ("content-type", "text/plain")]
+
+    def handler(request, context):
+        context.send_initial_metadata((*own, ("a", "b")))
+        context.set_trailing_metadata((*own, ("c", "d")))
+        return b"fine"
+
+    with serving(make, Call=uu(handler)) as (_, channel):
+        response, call = unary(channel).with_call(b"", timeout=LONG)
+        assert response == b"fine"
+        assert call.code() is grpc.StatusCode.OK
+        assert tuple(call.initial_metadata()) == (("a", "b"),)
+        assert tuple(call.trailing_metadata()) == (("c", "d"),)
 
 
 def test_callbacks_run_in_order_and_failures_are_logged(make, caplog):
@@ -347,8 +406,10 @@ def test_messages_beyond_the_limits(make, caplog):
             assert "1001 vs. 1000" in details
             code, details = failure(channel.stream_unary(path("Join")), iter([b"x", bytes(1001)]))
             assert code is exhausted
-            assert failure(unary(channel, "Big"), b"")[0] is exhausted
-            assert failure(channel.unary_stream(path("BigStream")), b"")[0] is exhausted
+            for big in (unary(channel, "Big"), channel.unary_stream(path("BigStream"))):
+                code, details = failure(big, b"")
+                assert code is exhausted
+                assert "3000 vs. 2000" in details
 
 
 # -- compression -------------------------------------------------------------------------------------------------------
@@ -374,6 +435,27 @@ def test_compressed_messages(make, algorithm):
             assert unary(channel)(b"", compression=compression, timeout=LONG) == b""
             replies = channel.stream_stream(path("Stream"))(iter([text] * 3), compression=compression, timeout=LONG)
             assert list(replies) == [text] * 3
+
+
+@pytest.mark.parametrize("first", [None, grpc.Compression.Gzip, grpc.Compression.Deflate], ids=str)
+def test_compression_that_is_set_after_the_initial_metadata(make, first):
+    """The client knows what the initial metadata said, and that only."""
+    text = b"text " * 1000
+
+    def one(request, context):
+        context.send_initial_metadata(())
+        context.set_compression(grpc.Compression.Gzip)
+        return text
+
+    def many(request, context):
+        for later in (None, grpc.Compression.Gzip, grpc.Compression.Deflate, grpc.Compression.NoCompression):
+            if later is not None:
+                context.set_compression(later)
+            yield text
+
+    with serving(make, compression=first, One=uu(one), Many=us(many)) as (_, channel):
+        assert unary(channel, "One")(b"", timeout=LONG) == text
+        assert list(channel.unary_stream(path("Many"))(b"", timeout=LONG)) == [text] * 4
 
 
 def test_a_compressed_message_that_grows_beyond_the_limit(make, caplog):
