@@ -775,6 +775,64 @@ def test_addresses_that_are_none(address):
         gmp.grpc.server().add_insecure_port(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "text"),
+    [
+        ("127.0.0.1:99999", RuntimeError, "a port is 65535 at most"),
+        (50051, TypeError, "an address must be a str"),
+    ],
+)
+def test_addresses_that_are_wrong(address, error, text):
+    with pytest.raises(error, match=text):
+        gmp.grpc.server().add_insecure_port(address)
+
+
+def test_an_address_may_be_bytes(make):
+    server = make()
+    assert server.add_insecure_port(b"127.0.0.1:0") > 0
+    server.stop(None)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_no_port_after_the_end(started):
+    """It would listen, and nobody would ever answer."""
+    server = gmp.grpc.server()
+    if started:
+        server.start()
+    assert server.stop(None).wait(LONG)
+    with pytest.raises(RuntimeError, match="the server has stopped"):
+        server.add_insecure_port("127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (
+            {"options": [("grpc.max_receive_message_length", "4MB")]},
+            TypeError,
+            "grpc.max_receive_message_length must be",
+        ),
+        ({"options": [("grpc.keepalive_time_ms", None)]}, TypeError, "grpc.keepalive_time_ms must be an int"),
+        ({"options": [("grpc.http2.lookahead_bytes", 1.5)]}, TypeError, "grpc.http2.lookahead_bytes must be an int"),
+        ({"options": [("grpc.max_concurrent_streams", 2**40)]}, ValueError, "grpc.max_concurrent_streams must be"),
+        ({"options": [("grpc.default_compression_algorithm", 3)]}, ValueError, "grpc.default_compression_algorithm"),
+        ({"options": [("grpc.so_reuseport",)]}, TypeError, "options must be pairs"),
+        ({"options": [5]}, TypeError, "options must be pairs"),
+        ({"maximum_concurrent_rpcs": "10"}, TypeError, "maximum_concurrent_rpcs must be an int"),
+        ({"maximum_concurrent_rpcs": -1}, ValueError, "maximum_concurrent_rpcs must be 0 or more"),
+        ({"compression": "gzip"}, TypeError, "compression must be a grpc.Compression"),
+    ],
+)
+def test_arguments_that_are_wrong_are_named(arguments, error, text):
+    with pytest.raises(error, match=text):
+        gmp.grpc.server(**arguments)
+
+
+def test_options_that_nobody_knows_are_ignored(make):
+    server = make(options=[("some.thing", 1), (b"grpc.max_receive_message_length", 10)])
+    server.stop(None)
+
+
 def test_a_call_made_before_the_server_runs(make):
     """wait_for_ready: the port is bound before anybody accepts."""
     with socket.socket() as kept:  # from others; who does not listen gets no connections
@@ -805,6 +863,24 @@ def test_start_and_stop_in_any_order(make):
     events = [server.stop(10), server.stop(5), server.stop(None), server.stop(1)]
     assert all(event.wait(LONG) for event in events)
     assert not server.wait_for_termination(1)
+
+
+def test_times_that_are_odd(make):
+    server = make()
+    server.start()
+    assert server.wait_for_termination(-1)
+    assert server.wait_for_termination(0)
+    assert server.stop(-1).wait(LONG)
+
+
+def test_times_that_are_none():
+    server = gmp.grpc.server()
+    server.start()
+    with pytest.raises(TypeError, match=r"wait_for_termination\(\): timeout must be a number of seconds"):
+        server.wait_for_termination("5")
+    with pytest.raises(TypeError, match=r"stop\(\): grace must be a number of seconds"):
+        server.stop("5")
+    assert server.stop(float("nan")).wait(LONG)
 
 
 def test_handlers_added_while_it_runs():
