@@ -537,9 +537,9 @@ code_number(PyObject *code)
     return (int)PyLong_AsLong(number);
 }
 
-/* A call has ended with this code: count it, and tell the access log. */
-static void
-account_stream(GrpcServer *server, H2Stream *st, int code)
+/* A call has ended with this code: counts it, and returns how long it took (ns). */
+static int64_t
+count_stream(GrpcServer *server, H2Stream *st, int code)
 {
     H2Method *known = st->method != NULL ? st->method : h2_find(server->srv, st->head, st->path_len);
     Counts *n = known != NULL ? &((GrpcMethod *)known->app)->counts : &server->others;
@@ -549,30 +549,41 @@ account_stream(GrpcServer *server, H2Stream *st, int code)
     n->codes[code >= 0 && code < CODES ? code : GRPC_UNKNOWN]++;
     n->buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
     n->ns += ns;
+    return ns;
+}
+
+/* Tells the access log, which may park.  In the call's own goroutine that delays nobody else; where it is another one (the dispatching
+ * goroutine, with call NULL; who drops the last reference; who ends a call by its callback), the log gets a goroutine. */
+static void
+tell_log(GrpcServer *server, H2Stream *st, GrpcCall *call, int code, int64_t ns)
+{
     if (GMP_LIKELY(server->access_log == NULL))
         return;
-    PyObject *type, *value, *tb;
+    PyObject *type, *value, *tb, *current = NULL;
     PyErr_Fetch(&type, &value, &tb);
-    PyObject *log = Py_NewRef(server->access_log);
+    if (call != NULL && PyContextVar_Get(current_var, NULL, &current) < 0)
+        PyErr_Clear();
+    bool own = current != NULL && current == (PyObject *)call;
+    Py_XDECREF(current);
+    PyObject *log = Py_NewRef(server->access_log), *r = NULL;
     PyObject *path = PyUnicode_DecodeUTF8(st->head, (Py_ssize_t)st->path_len, "replace");
-    PyObject *r =
-        path != NULL ? PyObject_CallFunction(log, "Osid", path, st->conn->peer, code, (double)ns / 1e9) : NULL;
+    PyObject *args = path != NULL ? Py_BuildValue("Osid", path, st->conn->peer, code, (double)ns / 1e9) : NULL;
+    if (args != NULL && own) {
+        r = PyObject_CallObject(log, args);
+    }
+    else if (args != NULL) {
+        PyObject *all[5] = {log};
+        for (Py_ssize_t i = 0; i < 4; i++)
+            all[i + 1] = PyTuple_GET_ITEM(args, i);
+        r = py_go(NULL, all, 5, NULL);
+    }
     if (r == NULL)
         PyErr_WriteUnraisable(log);
     Py_XDECREF(r);
+    Py_XDECREF(args);
     Py_XDECREF(path);
     Py_DECREF(log);
     PyErr_Restore(type, value, tb);
-}
-
-/* Once. */
-static void
-account(GrpcCall *call, int code)
-{
-    if (call->counted)
-        return;
-    call->counted = true;
-    account_stream(call->server, call->st, code);
 }
 
 /* The code of a call that did not end by a status of its handler. */
@@ -590,7 +601,11 @@ early_code(H2Stream *st)
 static void
 account_early(GrpcCall *call)
 {
-    account(call, early_code(call->st));
+    if (call->counted)
+        return;
+    call->counted = true;
+    int code = early_code(call->st);
+    tell_log(call->server, call->st, call, code, count_stream(call->server, call->st, code));
 }
 
 static void
@@ -610,9 +625,14 @@ finish(GrpcCall *call, PyObject *data, int status, PyObject *details, PyObject *
         return 0;
     call->finished = true;
     leave(call);
-    account(call, status);
+    bool counted = call->counted;
+    call->counted = true;
+    int64_t ns = counted ? 0 : count_stream(call->server, call->st, status); /* before the client knows */
     Sending s = {.data = data, .status = status, .details = details, .trailing = trailing};
-    if (send_op(call, &s) == 0)
+    int sent = send_op(call, &s);
+    if (sent == 0 && !counted)
+        tell_log(call->server, call->st, call, status, ns);
+    if (sent == 0)
         return 1;
     /* The metadata or the details are no good: the client gets a status all the same. */
     PyObject *type, *value, *tb;
@@ -621,6 +641,8 @@ finish(GrpcCall *call, PyObject *data, int status, PyObject *details, PyObject *
     if (send_op(call, &s) < 0)
         PyErr_Clear();
     Py_XDECREF(s.details);
+    if (!counted)
+        tell_log(call->server, call->st, call, GRPC_INTERNAL, ns);
     PyErr_Restore(type, value, tb);
     return -1;
 }
@@ -1077,7 +1099,8 @@ static int
 start_call(GrpcServer *server, H2Stream *st)
 {
     if (st->method != NULL && h2_ended(st) != END_NOT) { /* nobody has seen it yet, and nobody needs to */
-        account_stream(server, st, early_code(st));
+        int code = early_code(st);
+        tell_log(server, st, NULL, code, count_stream(server, st, code));
         h2_stream_unref(st);
         return 0;
     }

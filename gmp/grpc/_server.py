@@ -348,7 +348,13 @@ class Server(grpc.Server):  # type: ignore[misc]
         return "\n".join(lines) + "\n"
 
     def access_log(self, log: Callable[[str, str, grpc.StatusCode, float], object] | None) -> None:
-        """Have log(path, peer, code, seconds) called at the end of each call, in the call's goroutine; None: no longer."""
+        """Have log(path, peer, code, seconds) called when a call has ended; None: no longer.
+
+        It may park: the client has its answer already, and it runs in the call's goroutine, or in one of its own where that one has gone
+        or never was.
+        """
+        if log is not None and not callable(log):
+            raise TypeError(f"access_log() takes a callable or None, not {type(log).__name__}")
         if log is None:
             self._core.access_log(None)
         else:

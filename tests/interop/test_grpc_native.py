@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -1066,6 +1067,41 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
 
 
 COUNTS = ("streams", "streams_started", "streams_succeeded", "streams_failed", "messages_received", "messages_sent")
+
+
+def test_an_access_log_that_parks_delays_nobody():
+    go_on, told = gmp.Chan(), gmp.Chan(100)
+
+    def log(path, peer, code, seconds):
+        go_on.recv_ok()
+        told.send((path, code))
+
+    def busy(request, context):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            sum(range(1000))
+        return b""
+
+    with serving(Call=uu(lambda request, context: request), Busy=uu(busy)) as (server, channel):
+        assert unary(channel)(b"x", timeout=LONG) == b"x"  # so the server knows the method
+        assert unary(channel, "Busy")(b"x", timeout=LONG) == b""
+        server.access_log(log)
+        assert unary(channel)(b"y", timeout=LONG) == b"y"  # the answer is there before the log has had its say
+        code = f"""if True:
+            import grpc
+            with grpc.insecure_channel("{server.connections()[0]["local"].removeprefix("ipv4:")}") as channel:
+                busy = channel.unary_unary("{path("Busy")}").future(b"", timeout={LONG})
+                calls = [channel.unary_unary("{path()}").future(b"", timeout=0.1) for _ in range(20)]
+                assert busy.result() == b""
+                assert all(call.exception() is None or call.code() is grpc.StatusCode.DEADLINE_EXCEEDED for call in calls)
+        """  # calls that end before anybody has seen them: those are the dispatcher's
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
+        assert unary(channel)(b"z", timeout=LONG) == b"z"
+        go_on.close()
+        lines = [told.recv(timeout=LONG) for _ in range(23)]
+        assert (path("Busy"), grpc.StatusCode.OK) in lines
+        with pytest.raises(TypeError, match="a callable or None"):
+            server.access_log(5)
 
 
 def test_connections_count_known_traffic(certificate):
