@@ -20,6 +20,7 @@
 /* Of libnghttp2 1.57, and of older ones with the distributors' patches. */
 extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *opt, uint64_t burst, uint64_t rate)
     __attribute__((weak));
+extern void nghttp2_option_set_max_continuations(nghttp2_option *opt, size_t n) __attribute__((weak));
 
 /* ---- what goes out (owner) ---- */
 
@@ -943,6 +944,8 @@ h2_session_new(H2Conn *c)
         opt, 1);                                            /* gRPC's clients send it; put_header strips it */
     if (nghttp2_option_set_stream_reset_rate_limit != NULL) /* ours knows which resets are harmless: h2_guard.c */
         nghttp2_option_set_stream_reset_rate_limit(opt, UINT32_MAX, UINT32_MAX);
+    if (nghttp2_option_set_max_continuations != NULL) /* eight are fewer than the limit that is ours */
+        nghttp2_option_set_max_continuations(opt, (size_t)(h2_block_most(c) / o->max_frame) + 8);
     if (nghttp2_session_server_new2(&session, cb, c, opt) != 0) {
         session = NULL;
         goto done;

@@ -199,6 +199,26 @@ def test_invalid_metadata_of_a_handler(bad, caplog):
         assert failure(unary(channel, "Trailing"), b"")[0] is grpc.StatusCode.INTERNAL
 
 
+@pytest.mark.parametrize("limit", [None, 200_000])
+def test_one_call_s_large_metadata_leaves_the_others_alone(make, limit):
+    """With a limit that allows it 150 KB: more CONTINUATION frames than nghttp2 takes by itself."""
+    go_on = threading.Event()
+    limits = [] if limit is None else [("grpc.max_metadata_size", limit), ("grpc.absolute_max_metadata_size", limit)]
+    handlers = {
+        "Call": uu(lambda request, context: b"done"),
+        "Wait": uu(lambda request, context: go_on.wait(LONG) and b""),
+    }
+    with serving(make, options=limits, **handlers) as (_, channel):
+        neighbour = unary(channel, "Wait").future(b"", timeout=LONG)
+        metadata = [(f"k{i}", "x" * 5_000) for i in range(30 if limit else 20)]
+        if limit is None:
+            assert failure(unary(channel), b"", metadata=metadata)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        else:
+            assert unary(channel)(b"", timeout=LONG, metadata=metadata) == b"done"
+        go_on.set()
+        assert neighbour.result() == b""
+
+
 def test_metadata_beyond_the_limit():
     with serving(Call=uu(lambda request, context: b"")) as (_, channel):
         code, _ = failure(unary(channel), b"", metadata=(("big", "x" * 20_000),))
