@@ -391,6 +391,8 @@ void h2_stream_unref(H2Stream *st);
 /* An op with room for data.  NULL: no memory. */
 H2Op *h2_op_new(H2Stream *st, int kind, size_t data);
 void h2_op_free(H2Op *op);
+/* The most of metadata and details that nghttp2 sends in one go; applications are held to half of it. */
+#define H2_MAX_HEAD_SENT (16 * 1024 * 1024)
 /* Hands op over, to be sent by the next h2_flush_dirty. */
 void h2_post(H2Op *op);
 void h2_ask(H2Stream *st, uint32_t what, bool flush);

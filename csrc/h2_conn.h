@@ -20,6 +20,7 @@ void h2_deadline_due(void *arg, uint32_t seq); /* of the call's timer; drops its
 void h2_blame(H2Conn *c, H2Why why, const char *fmt, ...) GMP_PRINTF(3, 4);
 int h2_condemn(H2Conn *c, H2Why why, uint32_t error, const char *fmt, ...) GMP_PRINTF(4, 5);
 int h2_spend_frame(H2Conn *c, uint8_t type);
+uint64_t h2_block_most(const H2Conn *c);
 int h2_spend_header(H2Conn *c, size_t n);
 void h2_spend_reset(H2Conn *c, const H2Stream *st);
 bool h2_charge(H2Conn *c, uint64_t n);

@@ -20,6 +20,7 @@
 /* Of libnghttp2 1.57, and of older ones with the distributors' patches. */
 extern void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *opt, uint64_t burst, uint64_t rate)
     __attribute__((weak));
+extern void nghttp2_option_set_max_continuations(nghttp2_option *opt, size_t n) __attribute__((weak));
 
 /* ---- what goes out (owner) ---- */
 
@@ -866,6 +867,15 @@ on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
     return 0;
 }
 
+/* nghttp2 keeps a frame that it will not send to itself: the client would wait for it. */
+static int
+on_frame_not_sent(nghttp2_session *session, const nghttp2_frame *frame, int error, void *user)
+{
+    if (frame->hd.type == NGHTTP2_HEADERS && stream_of(session, frame->hd.stream_id) != NULL)
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_INTERNAL_ERROR);
+    return 0;
+}
+
 /* The session has let go of st. */
 void
 h2_stream_gone(H2Conn *c, H2Stream *st, H2End why)
@@ -925,13 +935,17 @@ h2_session_new(H2Conn *c)
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(cb, on_data);
     nghttp2_session_callbacks_set_on_stream_close_callback(cb, on_stream_close);
     nghttp2_session_callbacks_set_on_frame_send_callback(cb, on_frame_sent);
+    nghttp2_session_callbacks_set_on_frame_not_send_callback(cb, on_frame_not_sent);
     nghttp2_session_callbacks_set_send_data_callback(cb, on_send_data);
+    nghttp2_option_set_max_send_header_block_length(opt, H2_MAX_HEAD_SENT); /* not 64 KiB: details may be a traceback */
     nghttp2_option_set_no_auto_window_update(opt, 1);
     nghttp2_option_set_no_closed_streams(opt, 1);
     nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(
         opt, 1);                                            /* gRPC's clients send it; put_header strips it */
     if (nghttp2_option_set_stream_reset_rate_limit != NULL) /* ours knows which resets are harmless: h2_guard.c */
         nghttp2_option_set_stream_reset_rate_limit(opt, UINT32_MAX, UINT32_MAX);
+    if (nghttp2_option_set_max_continuations != NULL) /* eight are fewer than the limit that is ours */
+        nghttp2_option_set_max_continuations(opt, (size_t)(h2_block_most(c) / o->max_frame) + 8);
     if (nghttp2_session_server_new2(&session, cb, c, opt) != 0) {
         session = NULL;
         goto done;

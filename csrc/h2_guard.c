@@ -194,13 +194,20 @@ h2_spend_reset(H2Conn *c, const H2Stream *st)
 
 /* ---- headers ---- */
 
+/* The most bytes of a header block: beyond it the connection ends. */
+uint64_t
+h2_block_most(const H2Conn *c)
+{
+    uint64_t most = 4 * (uint64_t)c->server->options.max_headers;
+    return most > BLOCK_LEAST ? most : BLOCK_LEAST;
+}
+
 /* n more bytes belong to the header block that has begun: decoded or on the wire. */
 int
 h2_spend_header(H2Conn *c, size_t n)
 {
-    uint64_t most = 4 * (uint64_t)c->server->options.max_headers;
     c->block_bytes += n;
-    if (c->block_bytes <= (most > BLOCK_LEAST ? most : BLOCK_LEAST))
+    if (c->block_bytes <= h2_block_most(c))
         return 0;
     return h2_condemn(c, WHY_HEADERS, NGHTTP2_ENHANCE_YOUR_CALM, "metadata of more than %llu bytes",
                       (unsigned long long)(c->block_bytes - n));

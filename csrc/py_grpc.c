@@ -60,6 +60,7 @@ typedef struct GrpcCall {
     GrpcServer *server;
     PyObject *metadata, *code, *details, *trailing, *callbacks;
     int compression;   /* -1: the server's */
+    int announced;     /* the encoding that the initial metadata named, once it was sent */
     bool head_allowed; /* the initial metadata was not sent yet */
     bool aborted;      /* by abort() */
     bool finished;     /* the status was sent */
@@ -120,6 +121,18 @@ as_bytes(PyObject *o, const char **data, Py_ssize_t *n)
     return -1;
 }
 
+/* Names that are gRPC's own on the wire: what a handler sets under them is not sent, as with grpcio. */
+static bool
+is_reserved(const char *k, Py_ssize_t n)
+{
+    static const char *const names[] = {"te",           "content-type",  "grpc-status",
+                                        "grpc-message", "grpc-encoding", "grpc-accept-encoding"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if ((size_t)n == strlen(names[i]) && memcmp(k, names[i], (size_t)n) == 0)
+            return true;
+    return false;
+}
+
 static int
 put_metadatum(Blob *b, PyObject *key, PyObject *value)
 {
@@ -142,6 +155,8 @@ put_metadatum(Blob *b, PyObject *key, PyObject *value)
         PyErr_Format(PyExc_ValueError, "metadata was invalid: (%R, %R)", key, value);
         return -1;
     }
+    if (is_reserved(k, nk))
+        return 0;
     char *to = blob_room(b, H2_PAIR_HEAD + (size_t)nk + (binary ? (size_t)(nv + 2) / 3 * 4 : (size_t)nv));
     if (to == NULL)
         return -1;
@@ -200,11 +215,14 @@ put_details(Blob *b, const char *s, Py_ssize_t n)
     return 0;
 }
 
-/* The encoding that messages of this call are sent with. */
+/* The encoding that messages of this call are sent with.  The client knows of one, from the initial metadata: what is set after that
+ * can only be none at all. */
 static int
 encoding_of_call(GrpcCall *call)
 {
     int e = call->compression >= 0 ? call->compression : call->server->compression;
+    if (!call->head_allowed && e != call->announced)
+        return ENC_IDENTITY;
     return e > 0 && (call->st->accepts & 1 << e) ? e : ENC_IDENTITY;
 }
 
@@ -267,6 +285,11 @@ send_op(GrpcCall *call, const Sending *s)
         if (put_metadata(&b, s->trailing) < 0)
             goto done;
     }
+    if (b.len > H2_MAX_HEAD_SENT / 2) {
+        PyErr_Format(PyExc_ValueError, "metadata and details of a call take %zu bytes; the most is %d", b.len,
+                     H2_MAX_HEAD_SENT / 2);
+        goto done;
+    }
     size_t size = data != NULL ? (size_t)PyBytes_GET_SIZE(data) : 0;
     if (size > UINT32_MAX - 16) {
         PyErr_SetString(PyExc_ValueError, "a message is larger than 4 GiB");
@@ -300,6 +323,8 @@ send_op(GrpcCall *call, const Sending *s)
     }
     if (b.len != 0)
         memcpy(at, b.data, b.len);
+    if (call->head_allowed)
+        call->announced = encoding;
     call->head_allowed = false;
     if (data != NULL)
         call->plain_next = false;
@@ -512,9 +537,9 @@ code_number(PyObject *code)
     return (int)PyLong_AsLong(number);
 }
 
-/* A call has ended with this code: count it, and tell the access log. */
-static void
-account_stream(GrpcServer *server, H2Stream *st, int code)
+/* A call has ended with this code: counts it, and returns how long it took (ns). */
+static int64_t
+count_stream(GrpcServer *server, H2Stream *st, int code)
 {
     H2Method *known = st->method != NULL ? st->method : h2_find(server->srv, st->head, st->path_len);
     Counts *n = known != NULL ? &((GrpcMethod *)known->app)->counts : &server->others;
@@ -524,30 +549,41 @@ account_stream(GrpcServer *server, H2Stream *st, int code)
     n->codes[code >= 0 && code < CODES ? code : GRPC_UNKNOWN]++;
     n->buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
     n->ns += ns;
+    return ns;
+}
+
+/* Tells the access log, which may park.  In the call's own goroutine that delays nobody else; where it is another one (the dispatching
+ * goroutine, with call NULL; who drops the last reference; who ends a call by its callback), the log gets a goroutine. */
+static void
+tell_log(GrpcServer *server, H2Stream *st, GrpcCall *call, int code, int64_t ns)
+{
     if (GMP_LIKELY(server->access_log == NULL))
         return;
-    PyObject *type, *value, *tb;
+    PyObject *type, *value, *tb, *current = NULL;
     PyErr_Fetch(&type, &value, &tb);
-    PyObject *log = Py_NewRef(server->access_log);
+    if (call != NULL && PyContextVar_Get(current_var, NULL, &current) < 0)
+        PyErr_Clear();
+    bool own = current != NULL && current == (PyObject *)call;
+    Py_XDECREF(current);
+    PyObject *log = Py_NewRef(server->access_log), *r = NULL;
     PyObject *path = PyUnicode_DecodeUTF8(st->head, (Py_ssize_t)st->path_len, "replace");
-    PyObject *r =
-        path != NULL ? PyObject_CallFunction(log, "Osid", path, st->conn->peer, code, (double)ns / 1e9) : NULL;
+    PyObject *args = path != NULL ? Py_BuildValue("Osid", path, st->conn->peer, code, (double)ns / 1e9) : NULL;
+    if (args != NULL && own) {
+        r = PyObject_CallObject(log, args);
+    }
+    else if (args != NULL) {
+        PyObject *all[5] = {log};
+        for (Py_ssize_t i = 0; i < 4; i++)
+            all[i + 1] = PyTuple_GET_ITEM(args, i);
+        r = py_go(NULL, all, 5, NULL);
+    }
     if (r == NULL)
         PyErr_WriteUnraisable(log);
     Py_XDECREF(r);
+    Py_XDECREF(args);
     Py_XDECREF(path);
     Py_DECREF(log);
     PyErr_Restore(type, value, tb);
-}
-
-/* Once. */
-static void
-account(GrpcCall *call, int code)
-{
-    if (call->counted)
-        return;
-    call->counted = true;
-    account_stream(call->server, call->st, code);
 }
 
 /* The code of a call that did not end by a status of its handler. */
@@ -565,7 +601,11 @@ early_code(H2Stream *st)
 static void
 account_early(GrpcCall *call)
 {
-    account(call, early_code(call->st));
+    if (call->counted)
+        return;
+    call->counted = true;
+    int code = early_code(call->st);
+    tell_log(call->server, call->st, call, code, count_stream(call->server, call->st, code));
 }
 
 static void
@@ -585,9 +625,14 @@ finish(GrpcCall *call, PyObject *data, int status, PyObject *details, PyObject *
         return 0;
     call->finished = true;
     leave(call);
-    account(call, status);
+    bool counted = call->counted;
+    call->counted = true;
+    int64_t ns = counted ? 0 : count_stream(call->server, call->st, status); /* before the client knows */
     Sending s = {.data = data, .status = status, .details = details, .trailing = trailing};
-    if (send_op(call, &s) == 0)
+    int sent = send_op(call, &s);
+    if (sent == 0 && !counted)
+        tell_log(call->server, call->st, call, status, ns);
+    if (sent == 0)
         return 1;
     /* The metadata or the details are no good: the client gets a status all the same. */
     PyObject *type, *value, *tb;
@@ -596,6 +641,8 @@ finish(GrpcCall *call, PyObject *data, int status, PyObject *details, PyObject *
     if (send_op(call, &s) < 0)
         PyErr_Clear();
     Py_XDECREF(s.details);
+    if (!counted)
+        tell_log(call->server, call->st, call, GRPC_INTERNAL, ns);
     PyErr_Restore(type, value, tb);
     return -1;
 }
@@ -985,6 +1032,8 @@ run_unary(GrpcCall *call, GrpcMethod *method)
         return fail(call, "response");
     }
     if (call->server->max_send >= 0 && PyBytes_GET_SIZE(response) > call->server->max_send) {
+        PyErr_Format(PyExc_ValueError, "SERVER: Sent message larger than max (%zd vs. %lld)",
+                     PyBytes_GET_SIZE(response), (long long)call->server->max_send);
         Py_DECREF(response);
         return fail(call, "too large");
     }
@@ -1050,7 +1099,8 @@ static int
 start_call(GrpcServer *server, H2Stream *st)
 {
     if (st->method != NULL && h2_ended(st) != END_NOT) { /* nobody has seen it yet, and nobody needs to */
-        account_stream(server, st, early_code(st));
+        int code = early_code(st);
+        tell_log(server, st, NULL, code, count_stream(server, st, code));
         h2_stream_unref(st);
         return 0;
     }

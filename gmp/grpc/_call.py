@@ -294,7 +294,7 @@ class Service:
             text = f'"{call._path}" requires exactly one request message.'
             call._finish(None, _STATUS.UNIMPLEMENTED, text.encode())
         elif stage == "too large":
-            call._finish(None, _STATUS.RESOURCE_EXHAUSTED, b"SERVER: Sent message larger than max")
+            call._finish(None, _STATUS.RESOURCE_EXHAUSTED, str(error).encode())
         elif stage == "message":
             assert error is not None
             call._finish(None, *undecompressed(error))

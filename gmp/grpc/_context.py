@@ -17,6 +17,7 @@ from gmp.grpc._current import context_of
 
 _LOGGER = logging.getLogger(__name__)
 
+_INSECURE = (("transport_security_type", b"insecure"), ("security_level", b"TSI_SECURITY_NONE"))
 _IDENTITIES = ("x509_subject_alternative_name", "x509_common_name")
 
 
@@ -60,7 +61,7 @@ class Context(GrpcCall, grpc.ServicerContext):  # type: ignore[misc]
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         context: dict[str, list[bytes]] = {}
-        for name, value in self._tls_peer():
+        for name, value in self._tls_peer() or _INSECURE:
             context.setdefault(name, []).append(value)
         return context
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,17 @@ class CertificateConfiguration:
     """Keys, certificates and roots.  ssl_server_certificate_configuration() makes one."""
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]], roots: bytes | None) -> None:
-        self._pairs = tuple((_bytes("private_key", key), _bytes("certificate_chain", chain)) for key, chain in pairs)
+        self._pairs = tuple(_pair(pair) for pair in pairs)
         self._roots = None if roots is None else _bytes("root_certificates", roots)
 
     def _for_grpcio(self) -> Any:
         return grpc.ssl_server_certificate_configuration(self._pairs, self._roots)
+
+
+def _pair(pair: Any) -> tuple[bytes, bytes]:
+    if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)) or len(pair) != 2:
+        raise TypeError("private_key_certificate_chain_pairs must be pairs of bytes: (private key, certificate chain)")
+    return _bytes("private_key", pair[0]), _bytes("certificate_chain", pair[1])
 
 
 def _bytes(name: str, value: Any) -> bytes:

@@ -12,8 +12,12 @@ from urllib.parse import unquote
 _BACKLOG = 4096
 
 
-def bind(address: str, reuse_port: bool, listen: bool = True) -> list[socket.socket]:
+def bind(address: str | bytes, reuse_port: bool, listen: bool = True) -> list[socket.socket]:
     """Return the listening sockets of an address in gRPC's notation: one, or more for a name with several addresses."""
+    if isinstance(address, bytes):
+        address = address.decode()
+    if not isinstance(address, str):
+        raise TypeError(f"an address must be a str, like '[::]:50051', not {type(address).__name__}")
     scheme, _, rest = address.partition(":")
     if scheme in ("unix", "unix-abstract"):
         path = unquote(rest)
@@ -27,6 +31,8 @@ def bind(address: str, reuse_port: bool, listen: bool = True) -> list[socket.soc
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise ValueError("no port in it; expected host:port")
+    if int(port) > 65535:
+        raise ValueError("a port is 65535 at most")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if host in ("", "*"):
         host = "::"

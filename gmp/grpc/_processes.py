@@ -83,6 +83,8 @@ def serve(
         raise TypeError(f"serve(): factory must be callable or a str, not {type(factory).__name__}")
     if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace >= 0:
         raise ValueError(f"serve(): grace must be 0 or more seconds, not {grace!r}")
+    if address is not None and not isinstance(address, str):
+        raise TypeError(f"serve(): address must be a str, like '[::]:50051', or None, not {type(address).__name__}")
     if credentials is not None and address is None:
         raise ValueError("serve(): credentials need an address")
     if threading.current_thread() is not threading.main_thread():

@@ -61,6 +61,43 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+_COMPRESSIONS = (0, 1, 2)  # grpc.Compression's
+
+
+def _int(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"server(): {name} must be an int, not {type(value).__name__}") from None
+
+
+def _seconds(name: str, value: Any) -> float:
+    """As grpcio, take those below 0 for 0."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number of seconds or None, not {value!r}")
+    return max(0.0, float(value))  # in this order: 0.0 for NaN
+
+
+def _checked(options: Iterable[Any]) -> dict[str, Any]:
+    """Return the values of the options that are known; others are ignored, as grpcio does."""
+    known = dict(_DEFAULTS)
+    for option in options.items() if isinstance(options, Mapping) else options:
+        if not isinstance(option, Sequence) or len(option) != 2 or not isinstance(option[0], (str, bytes)):
+            raise TypeError(f"server(): options must be pairs of a name and a value, not {option!r}")
+        name = option[0].decode() if isinstance(option[0], bytes) else option[0]
+        if name not in known:
+            continue
+        value = known[name] = _int(f"the option {name}", option[1])
+        most = 2**63 - 1 if name == "gmp.max_buffered_bytes" else 2**31 - 1
+        if not -(2**31) <= value <= most:
+            raise ValueError(f"server(): the option {name} must be from {-(2**31)} to {most}, not {value}")
+    if known["grpc.default_compression_algorithm"] not in _COMPRESSIONS:
+        raise ValueError(
+            "server(): the option grpc.default_compression_algorithm must be 0, 1 or 2, as grpc.Compression's members are"
+        )
+    return known
+
+
 def _never(ms: int) -> int:
     return 0 if ms >= _NEVER_MS or ms <= 0 else ms * _MS
 
@@ -120,7 +157,7 @@ class _State:
 
     def kill_after(self, grace: float) -> None:
         with contextlib.suppress(TimeoutError):
-            self.terminated.recv_ok(timeout=max(grace, 0))
+            self.terminated.recv_ok(timeout=grace)
             return
         self.core.kill()
 
@@ -132,12 +169,18 @@ class Server(grpc.Server):  # type: ignore[misc]
         self,
         handlers: Sequence[Any],
         interceptors: Sequence[Any],
-        options: Sequence[tuple[str, Any]],
+        options: Iterable[Any],
         maximum_concurrent_rpcs: int | None,
         compression: Any,
     ) -> None:
         check_handlers(handlers)
-        known = {**_DEFAULTS, **dict(options)}
+        known = _checked(options)
+        if maximum_concurrent_rpcs is not None and _int("maximum_concurrent_rpcs", maximum_concurrent_rpcs) < 0:
+            raise ValueError(
+                f"server(): maximum_concurrent_rpcs must be 0 or more, or None, not {maximum_concurrent_rpcs}"
+            )
+        if compression is not None and compression not in _COMPRESSIONS:
+            raise TypeError(f"server(): compression must be a grpc.Compression or None, not {compression!r}")
         self._service = Service(handlers, interceptors, known["grpc.max_send_message_length"])
         self._reuse_port = bool(known["grpc.so_reuseport"])
         self._core = GrpcServer(
@@ -185,6 +228,8 @@ class Server(grpc.Server):  # type: ignore[misc]
         return port
 
     def _listen(self, address: str, tls: Any) -> int:
+        if self._state.stage in ("grace", "stopped"):
+            raise RuntimeError(f"Failed to bind to address {address}: the server has stopped; make another one")
         try:
             sockets = bind(address, self._reuse_port)
         except (OSError, ValueError) as error:
@@ -211,6 +256,8 @@ class Server(grpc.Server):  # type: ignore[misc]
 
     def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Park until the server has stopped.  True when the timeout (seconds) came first."""
+        if timeout is not None:
+            timeout = _seconds("wait_for_termination(): timeout", timeout)
         try:
             self._state.terminated.recv_ok(timeout=timeout)
         except TimeoutError:
@@ -222,6 +269,8 @@ class Server(grpc.Server):  # type: ignore[misc]
 
         The event is set when all calls have ended.
         """
+        if grace is not None:
+            grace = _seconds("stop(): grace", grace)
         state = self._state
         event = threading.Event()
         with state.lock:
@@ -299,7 +348,13 @@ class Server(grpc.Server):  # type: ignore[misc]
         return "\n".join(lines) + "\n"
 
     def access_log(self, log: Callable[[str, str, grpc.StatusCode, float], object] | None) -> None:
-        """Have log(path, peer, code, seconds) called at the end of each call, in the call's goroutine; None: no longer."""
+        """Have log(path, peer, code, seconds) called when a call has ended; None: no longer.
+
+        It may park: the client has its answer already, and it runs in the call's goroutine, or in one of its own where that one has gone
+        or never was.
+        """
+        if log is not None and not callable(log):
+            raise TypeError(f"access_log() takes a callable or None, not {type(log).__name__}")
         if log is None:
             self._core.access_log(None)
         else:

@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -128,7 +129,11 @@ def test_context_has_what_a_servicer_context_has(make):
     assert seen["time"] > 9e18
     assert seen["code"] == (None, None, None)
     assert seen["after"] == (grpc.StatusCode.OK, b"fine", (("a", "b"),))
-    assert seen["auth"][1:] == (None, None)
+    assert seen["auth"] == (
+        {"transport_security_type": [b"insecure"], "security_level": [b"TSI_SECURITY_NONE"]},
+        None,
+        None,
+    )
     assert seen["attribute"] == "anything"
     metadata = [m for m in seen["metadata"] if m.key != "user-agent"]
     assert isinstance(seen["metadata"], tuple)
@@ -194,11 +199,86 @@ def test_invalid_metadata_of_a_handler(bad, caplog):
         assert failure(unary(channel, "Trailing"), b"")[0] is grpc.StatusCode.INTERNAL
 
 
+@pytest.mark.parametrize("limit", [None, 200_000])
+def test_one_call_s_large_metadata_leaves_the_others_alone(make, limit):
+    """With a limit that allows it 150 KB: more CONTINUATION frames than nghttp2 takes by itself."""
+    go_on = threading.Event()
+    limits = [] if limit is None else [("grpc.max_metadata_size", limit), ("grpc.absolute_max_metadata_size", limit)]
+    handlers = {
+        "Call": uu(lambda request, context: b"done"),
+        "Wait": uu(lambda request, context: go_on.wait(LONG) and b""),
+    }
+    with serving(make, options=limits, **handlers) as (_, channel):
+        neighbour = unary(channel, "Wait").future(b"", timeout=LONG)
+        metadata = [(f"k{i}", "x" * 5_000) for i in range(30 if limit else 20)]
+        if limit is None:
+            assert failure(unary(channel), b"", metadata=metadata)[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        else:
+            assert unary(channel)(b"", timeout=LONG, metadata=metadata) == b"done"
+        go_on.set()
+        assert neighbour.result() == b""
+
+
 def test_metadata_beyond_the_limit():
     with serving(Call=uu(lambda request, context: b"")) as (_, channel):
         code, _ = failure(unary(channel), b"", metadata=(("big", "x" * 20_000),))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert unary(channel)(b"", timeout=LONG) == b""
+
+
+@pytest.mark.parametrize("where", ["initial", "trailing", "details"])
+def test_large_metadata_of_a_handler_reaches_a_client_that_takes_it(make, where):
+    """nghttp2 by itself sends no more than 64 KiB, and does not say so."""
+    large = "x" * 200_000
+
+    def handler(request, context):
+        if where == "initial":
+            context.send_initial_metadata((("large", large),))
+        elif where == "trailing":
+            context.set_trailing_metadata((("large", large),))
+        else:
+            context.abort(grpc.StatusCode.ABORTED, large)
+        return b""
+
+    limits = [("grpc.max_metadata_size", 1_000_000), ("grpc.absolute_max_metadata_size", 1_000_000)]
+    with serving(make, channel_options=limits, Call=uu(handler)) as (_, channel):
+        if where == "details":
+            assert failure(unary(channel), b"") == (grpc.StatusCode.ABORTED, large)
+        else:
+            _, call = unary(channel).with_call(b"", timeout=LONG)
+            metadata = call.initial_metadata() if where == "initial" else call.trailing_metadata()
+            assert ("large", large) in metadata
+
+
+def test_metadata_that_is_too_large_to_be_sent_fails_the_call(caplog, capfd):
+    def handler(request, context):
+        context.set_trailing_metadata((("large", "x" * (9 << 20)),))
+        return b""
+
+    def says(request, context):
+        context.send_initial_metadata((("large", "x" * (9 << 20)),))
+
+    with serving(Call=uu(handler), Says=uu(says)) as (_, channel), caplog.at_level(logging.CRITICAL + 1):
+        assert failure(unary(channel), b"") == (grpc.StatusCode.INTERNAL, "Failed to send the status!")
+        code, details = failure(unary(channel, "Says"), b"")
+        assert code is grpc.StatusCode.UNKNOWN
+        assert "the most is" in details
+
+
+def test_names_that_are_grpcs_own_are_not_a_handlers_to_set(make):
+    own = [("te", "x"), ("grpc-status", "7"), ("grpc-message", "x"), ("content-type", "text/plain")]
+
+    def handler(request, context):
+        context.send_initial_metadata((*own, ("a", "b")))
+        context.set_trailing_metadata((*own, ("c", "d")))
+        return b"fine"
+
+    with serving(make, Call=uu(handler)) as (_, channel):
+        response, call = unary(channel).with_call(b"", timeout=LONG)
+        assert response == b"fine"
+        assert call.code() is grpc.StatusCode.OK
+        assert tuple(call.initial_metadata()) == (("a", "b"),)
+        assert tuple(call.trailing_metadata()) == (("c", "d"),)
 
 
 def test_callbacks_run_in_order_and_failures_are_logged(make, caplog):
@@ -347,8 +427,10 @@ def test_messages_beyond_the_limits(make, caplog):
             assert "1001 vs. 1000" in details
             code, details = failure(channel.stream_unary(path("Join")), iter([b"x", bytes(1001)]))
             assert code is exhausted
-            assert failure(unary(channel, "Big"), b"")[0] is exhausted
-            assert failure(channel.unary_stream(path("BigStream")), b"")[0] is exhausted
+            for big in (unary(channel, "Big"), channel.unary_stream(path("BigStream"))):
+                code, details = failure(big, b"")
+                assert code is exhausted
+                assert "3000 vs. 2000" in details
 
 
 # -- compression -------------------------------------------------------------------------------------------------------
@@ -374,6 +456,27 @@ def test_compressed_messages(make, algorithm):
             assert unary(channel)(b"", compression=compression, timeout=LONG) == b""
             replies = channel.stream_stream(path("Stream"))(iter([text] * 3), compression=compression, timeout=LONG)
             assert list(replies) == [text] * 3
+
+
+@pytest.mark.parametrize("first", [None, grpc.Compression.Gzip, grpc.Compression.Deflate], ids=str)
+def test_compression_that_is_set_after_the_initial_metadata(make, first):
+    """The client knows what the initial metadata said, and that only."""
+    text = b"text " * 1000
+
+    def one(request, context):
+        context.send_initial_metadata(())
+        context.set_compression(grpc.Compression.Gzip)
+        return text
+
+    def many(request, context):
+        for later in (None, grpc.Compression.Gzip, grpc.Compression.Deflate, grpc.Compression.NoCompression):
+            if later is not None:
+                context.set_compression(later)
+            yield text
+
+    with serving(make, compression=first, One=uu(one), Many=us(many)) as (_, channel):
+        assert unary(channel, "One")(b"", timeout=LONG) == text
+        assert list(channel.unary_stream(path("Many"))(b"", timeout=LONG)) == [text] * 4
 
 
 def test_a_compressed_message_that_grows_beyond_the_limit(make, caplog):
@@ -693,6 +796,64 @@ def test_addresses_that_are_none(address):
         gmp.grpc.server().add_insecure_port(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "text"),
+    [
+        ("127.0.0.1:99999", RuntimeError, "a port is 65535 at most"),
+        (50051, TypeError, "an address must be a str"),
+    ],
+)
+def test_addresses_that_are_wrong(address, error, text):
+    with pytest.raises(error, match=text):
+        gmp.grpc.server().add_insecure_port(address)
+
+
+def test_an_address_may_be_bytes(make):
+    server = make()
+    assert server.add_insecure_port(b"127.0.0.1:0") > 0
+    server.stop(None)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_no_port_after_the_end(started):
+    """It would listen, and nobody would ever answer."""
+    server = gmp.grpc.server()
+    if started:
+        server.start()
+    assert server.stop(None).wait(LONG)
+    with pytest.raises(RuntimeError, match="the server has stopped"):
+        server.add_insecure_port("127.0.0.1:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (
+            {"options": [("grpc.max_receive_message_length", "4MB")]},
+            TypeError,
+            "grpc.max_receive_message_length must be",
+        ),
+        ({"options": [("grpc.keepalive_time_ms", None)]}, TypeError, "grpc.keepalive_time_ms must be an int"),
+        ({"options": [("grpc.http2.lookahead_bytes", 1.5)]}, TypeError, "grpc.http2.lookahead_bytes must be an int"),
+        ({"options": [("grpc.max_concurrent_streams", 2**40)]}, ValueError, "grpc.max_concurrent_streams must be"),
+        ({"options": [("grpc.default_compression_algorithm", 3)]}, ValueError, "grpc.default_compression_algorithm"),
+        ({"options": [("grpc.so_reuseport",)]}, TypeError, "options must be pairs"),
+        ({"options": [5]}, TypeError, "options must be pairs"),
+        ({"maximum_concurrent_rpcs": "10"}, TypeError, "maximum_concurrent_rpcs must be an int"),
+        ({"maximum_concurrent_rpcs": -1}, ValueError, "maximum_concurrent_rpcs must be 0 or more"),
+        ({"compression": "gzip"}, TypeError, "compression must be a grpc.Compression"),
+    ],
+)
+def test_arguments_that_are_wrong_are_named(arguments, error, text):
+    with pytest.raises(error, match=text):
+        gmp.grpc.server(**arguments)
+
+
+def test_options_that_nobody_knows_are_ignored(make):
+    server = make(options=[("some.thing", 1), (b"grpc.max_receive_message_length", 10)])
+    server.stop(None)
+
+
 def test_a_call_made_before_the_server_runs(make):
     """wait_for_ready: the port is bound before anybody accepts."""
     with socket.socket() as kept:  # from others; who does not listen gets no connections
@@ -723,6 +884,24 @@ def test_start_and_stop_in_any_order(make):
     events = [server.stop(10), server.stop(5), server.stop(None), server.stop(1)]
     assert all(event.wait(LONG) for event in events)
     assert not server.wait_for_termination(1)
+
+
+def test_times_that_are_odd(make):
+    server = make()
+    server.start()
+    assert server.wait_for_termination(-1)
+    assert server.wait_for_termination(0)
+    assert server.stop(-1).wait(LONG)
+
+
+def test_times_that_are_none():
+    server = gmp.grpc.server()
+    server.start()
+    with pytest.raises(TypeError, match=r"wait_for_termination\(\): timeout must be a number of seconds"):
+        server.wait_for_termination("5")
+    with pytest.raises(TypeError, match=r"stop\(\): grace must be a number of seconds"):
+        server.stop("5")
+    assert server.stop(float("nan")).wait(LONG)
 
 
 def test_handlers_added_while_it_runs():
@@ -908,6 +1087,41 @@ def test_stats_connections_access_log_and_metrics(interceptors, monkeypatch):
 
 
 COUNTS = ("streams", "streams_started", "streams_succeeded", "streams_failed", "messages_received", "messages_sent")
+
+
+def test_an_access_log_that_parks_delays_nobody():
+    go_on, told = gmp.Chan(), gmp.Chan(100)
+
+    def log(path, peer, code, seconds):
+        go_on.recv_ok()
+        told.send((path, code))
+
+    def busy(request, context):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            sum(range(1000))
+        return b""
+
+    with serving(Call=uu(lambda request, context: request), Busy=uu(busy)) as (server, channel):
+        assert unary(channel)(b"x", timeout=LONG) == b"x"  # so the server knows the method
+        assert unary(channel, "Busy")(b"x", timeout=LONG) == b""
+        server.access_log(log)
+        assert unary(channel)(b"y", timeout=LONG) == b"y"  # the answer is there before the log has had its say
+        code = f"""if True:
+            import grpc
+            with grpc.insecure_channel("{server.connections()[0]["local"].removeprefix("ipv4:")}") as channel:
+                busy = channel.unary_unary("{path("Busy")}").future(b"", timeout={LONG})
+                calls = [channel.unary_unary("{path()}").future(b"", timeout=0.1) for _ in range(20)]
+                assert busy.result() == b""
+                assert all(call.exception() is None or call.code() is grpc.StatusCode.DEADLINE_EXCEEDED for call in calls)
+        """  # calls that end before anybody has seen them: those are the dispatcher's
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG)
+        assert unary(channel)(b"z", timeout=LONG) == b"z"
+        go_on.close()
+        lines = [told.recv(timeout=LONG) for _ in range(23)]
+        assert (path("Busy"), grpc.StatusCode.OK) in lines
+        with pytest.raises(TypeError, match="a callable or None"):
+            server.access_log(5)
 
 
 def test_connections_count_known_traffic(certificate):

@@ -295,6 +295,7 @@ def test_a_port_of_its_own_and_a_factory_by_name(child, tmp_path):
         ({"grace": -1}, ValueError, "grace must be 0 or more"),
         ({"address": "unix:/tmp/x"}, ValueError, "cannot share a Unix socket"),
         ({"address": "127.0.0.1"}, RuntimeError, "no port in it"),
+        ({"address": 50051}, TypeError, "address must be a str"),
         ({"credentials": 1, "address": None}, ValueError, "credentials need an address"),
     ],
 )

@@ -1034,6 +1034,12 @@ def test_openssl_is_loaded_when_it_is_used(child, pem):
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pairs", [[5], [(b"key",)], [b"12"], [(b"key", b"chain", b"more")]])
+def test_pairs_that_are_none(pairs):
+    with pytest.raises(TypeError, match="must be pairs of bytes"):
+        gmp.grpc.ssl_server_credentials(pairs)
+
+
 def test_arguments_are_checked_as_grpcios_are():
     for function in (gmp.grpc.ssl_server_credentials, grpc.ssl_server_credentials):
         for bad in ([], None, ()):
