@@ -537,16 +537,28 @@ code_number(PyObject *code)
     return (int)PyLong_AsLong(number);
 }
 
+static Counts *
+counts_of(GrpcServer *server, H2Stream *st)
+{
+    H2Method *known = st->method != NULL ? st->method : h2_find(server->srv, st->head, st->path_len);
+    return known != NULL ? &((GrpcMethod *)known->app)->counts : &server->others;
+}
+
+static int
+code_index(int code)
+{
+    return code >= 0 && code < CODES ? code : GRPC_UNKNOWN;
+}
+
 /* A call has ended with this code: counts it, and returns how long it took (ns). */
 static int64_t
 count_stream(GrpcServer *server, H2Stream *st, int code)
 {
-    H2Method *known = st->method != NULL ? st->method : h2_find(server->srv, st->head, st->path_len);
-    Counts *n = known != NULL ? &((GrpcMethod *)known->app)->counts : &server->others;
+    Counts *n = counts_of(server, st);
     int64_t ns = nanotime() - st->started;
     uint64_t us = (uint64_t)ns / 1000;
     int bucket = us <= 1 ? 0 : 63 - __builtin_clzll(us);
-    n->codes[code >= 0 && code < CODES ? code : GRPC_UNKNOWN]++;
+    n->codes[code_index(code)]++;
     n->buckets[bucket < BUCKETS ? bucket : BUCKETS - 1]++;
     n->ns += ns;
     return ns;
@@ -625,26 +637,30 @@ finish(GrpcCall *call, PyObject *data, int status, PyObject *details, PyObject *
         return 0;
     call->finished = true;
     leave(call);
-    bool counted = call->counted;
+    bool count = !call->counted;
     call->counted = true;
-    int64_t ns = counted ? 0 : count_stream(call->server, call->st, status); /* before the client knows */
+    int64_t ns = count ? count_stream(call->server, call->st, status) : 0; /* before the client knows */
     Sending s = {.data = data, .status = status, .details = details, .trailing = trailing};
-    int sent = send_op(call, &s);
-    if (sent == 0 && !counted)
-        tell_log(call->server, call->st, call, status, ns);
-    if (sent == 0)
-        return 1;
-    /* The metadata or the details are no good: the client gets a status all the same. */
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    s = (Sending){.status = GRPC_INTERNAL, .details = PyUnicode_FromString("Failed to send the status!")};
-    if (send_op(call, &s) < 0)
-        PyErr_Clear();
-    Py_XDECREF(s.details);
-    if (!counted)
-        tell_log(call->server, call->st, call, GRPC_INTERNAL, ns);
-    PyErr_Restore(type, value, tb);
-    return -1;
+    int r = 1;
+    PyObject *type = NULL, *value = NULL, *tb = NULL;
+    if (send_op(call, &s) < 0) { /* the metadata or the details are no good: the client gets a status all the same */
+        r = -1;
+        PyErr_Fetch(&type, &value, &tb);
+        s = (Sending){.status = GRPC_INTERNAL, .details = PyUnicode_FromString("Failed to send the status!")};
+        if (send_op(call, &s) < 0)
+            PyErr_Clear();
+        Py_XDECREF(s.details);
+        if (count) {
+            Counts *n = counts_of(call->server, call->st);
+            n->codes[code_index(status)]--;
+            n->codes[GRPC_INTERNAL]++;
+        }
+    }
+    if (count)
+        tell_log(call->server, call->st, call, s.status, ns);
+    if (r < 0)
+        PyErr_Restore(type, value, tb);
+    return r;
 }
 
 /* _finish(message or None, code or None, details or None): code, details: instead of those that were set, if any.  What was set

@@ -184,6 +184,14 @@ decisions(void)
     return n;
 }
 
+static void
+poll_signals(void)
+{
+    for (int s = 0; s < SETS; s++)
+        if (atomic_load(&scheds[s].np) != 0 && scheds[s].cls->poll_signals != NULL)
+            scheds[s].cls->poll_signals();
+}
+
 /* Go: runtime.sysmon */
 static void
 sysmon(void *arg)
@@ -200,16 +208,17 @@ sysmon(void *arg)
             ticks = decisions();
             napped = NAP_US != 0 && restless && ticks != before;
             if (napped) {
-                advance_clock(nanotime());
+                int64_t now = nanotime();
+                advance_clock(now);
+                (void)schedtrace(now);
+                poll_signals();
                 delay = NAP_US;
                 continue;
             }
             note_clear(&note);
             atomic_store(&asleep, 1u); /* pairs with sysmon_wake: it changes npidle first and looks here second */
             /* Whoever has reset the flag will wake the note, even if late: wait for that, or it would come in the next sleep. */
-            for (int i = 0; i < SETS; i++)
-                if (atomic_load(&scheds[i].np) != 0 && scheds[i].cls->poll_signals != NULL)
-                    scheds[i].cls->poll_signals(); /* one that came as the main thread was about to sleep */
+            poll_signals(); /* one that came as the main thread was about to sleep */
             if (all_idle() || !atomic_cas(&asleep, 1u, 0u)) {
                 int64_t began = nanotime();
                 bool woken = note_sleep(&note, idle_sleep(looks));
@@ -248,11 +257,10 @@ sysmon(void *arg)
                 overdue();
             if (atomic_load(&scheds[s].starved))
                 did |= feed(&scheds[s]);
-            if (scheds[s].cls->poll_signals != NULL)
-                scheds[s].cls->poll_signals();
             if (scheds[s].cls->hurry != NULL && scheds[s].cls->hurry(now))
                 fight_until = now + FIGHT_NS;
         }
+        poll_signals();
         /* All Ps are busy and nobody looked at the descriptors for long: their goroutines go to the global queue. */
         for (int s = 0; s < SETS; s++) {
             Sched *sched = &scheds[s];

@@ -258,8 +258,9 @@ def test_metadata_that_is_too_large_to_be_sent_fails_the_call(caplog, capfd):
     def says(request, context):
         context.send_initial_metadata((("large", "x" * (9 << 20)),))
 
-    with serving(Call=uu(handler), Says=uu(says)) as (_, channel), caplog.at_level(logging.CRITICAL + 1):
+    with serving(Call=uu(handler), Says=uu(says)) as (server, channel), caplog.at_level(logging.CRITICAL + 1):
         assert failure(unary(channel), b"") == (grpc.StatusCode.INTERNAL, "Failed to send the status!")
+        assert server.stats()["methods"][path()]["codes"] == {"INTERNAL": 1}
         code, details = failure(unary(channel, "Says"), b"")
         assert code is grpc.StatusCode.UNKNOWN
         assert "the most is" in details
