@@ -308,7 +308,7 @@ TLS = H2 and library("openssl", OPENSSL, "GMP_NO_OPENSSL", "TLS for the native g
 if H2:
     LEFT_OUT = {"csrc/py_nogrpc.c", "csrc/h2_notls.c" if TLS else "csrc/h2_tls.c"}
 else:
-    LEFT_OUT = {"csrc/py_grpc.c", "csrc/py_tls.c", *sources("h2_*.c")}
+    LEFT_OUT = {*sources("py_grpc*.c"), "csrc/py_tls.c", *sources("h2_*.c")}
 CFLAGS = (H2[0] if H2 else []) + (TLS[0] if TLS else [])
 
 setup(

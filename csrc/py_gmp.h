@@ -9,7 +9,7 @@
  *   py_native.c     C functions as goroutines of the native set
  *   py_runtime.c    statistics, listing goroutines  py_dump.c   the same for SIGQUIT, without Python code
  *   py_time.c       the timers of gmp.time          py_module.c the module
- *   py_grpc.c       the gRPC server's calls         py_tls.c its credentials
+ *   py_grpc*.c      the gRPC server and its calls   py_tls.c its credentials
  *
  * All of it runs with the GIL, but for the hooks of the Class (Class.resume, detached, idle): each says so.
  */
@@ -237,7 +237,7 @@ int time_module_init(PyObject *module);
 int chan_module_init(PyObject *module);
 int sync_module_init(PyObject *module);
 int net_module_init(PyObject *module);
-int grpc_module_init(PyObject *module); /* py_grpc.c, or py_nogrpc.c */
+int grpc_module_init(PyObject *module); /* py_grpc.c or py_nogrpc.c */
 void grpc_before_fork(void);
 void grpc_after_fork(void);      /* in the parent */
 void grpc_afterfork_child(void); /* the parent's servers are not the child's */

@@ -1,4 +1,4 @@
-/* py_nogrpc.c: in place of py_grpc.c in a build without libnghttp2: gmp.grpc finds no GrpcServer and says so. */
+/* py_nogrpc.c: in place of py_grpc*.c in a build without libnghttp2: gmp.grpc finds no GrpcServer and says so. */
 #include "py_gmp.h"
 
 int

@@ -1,4 +1,4 @@
-/* py_tls.h: what py_tls.c is to py_grpc.c. */
+/* py_tls.h: what py_tls.c is to the files py_grpc*.c. */
 #ifndef GMP_PY_TLS_H
 #define GMP_PY_TLS_H
 
