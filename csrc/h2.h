@@ -187,7 +187,9 @@ struct H2Stream {
     bool closed;  /* gone from the session */
     bool head_sent, status_sent, deferred;
     bool remote_closed;
-    bool end_sent;              /* END_STREAM */
+    bool end_sent;   /* END_STREAM */
+    bool cancelling; /* is in H2Conn.to_cancel */
+    H2Stream *cancel_next;
     H2Op *out_first, *out_last; /* messages and status to send */
     uint32_t out_off;           /* bytes of out_first's message that went out */
     uint32_t framed;            /* bytes of the queue that nghttp2 has promised in a frame */
@@ -263,6 +265,7 @@ struct H2Conn {
     bool condemned;                     /* it is to end now, with a GOAWAY */
     bool muted;                         /* it has got an answer, and gets no frames any more */
     bool choked;                        /* is not read from for now */
+    H2Stream *to_cancel;                /* once what was sent before is flushed; references */
     H2Stream *fresh_first, *fresh_last; /* calls that came in this turn */
     uint32_t nfresh;
 

@@ -365,6 +365,8 @@ service(H2Conn *c, H2Buf *b)
     if (GMP_UNLIKELY(atomic_load(&c->chores) != 0))
         do_chores(c);
     flush(c, b);
+    if (GMP_UNLIKELY(h2_cancel_asked(c)))
+        flush(c, b);
 }
 
 static bool

@@ -33,6 +33,8 @@ void h2_unreadable(H2Conn *c, const char *in, size_t n, int error);
 nghttp2_session *h2_session_new(H2Conn *c); /* NULL: no memory */
 /* Does what was posted.  When the connection is dead: drops it. */
 void h2_drain_outbox(H2Conn *c);
+/* Ends the calls that are to end at once, but after what was sent before, as far as the client takes it: that was flushed.  False: none. */
+bool h2_cancel_asked(H2Conn *c);
 void h2_hand_over(H2Conn *c); /* the calls that came, to the application */
 /* The session has let go of st. */
 void h2_stream_gone(H2Conn *c, H2Stream *st, H2End why);

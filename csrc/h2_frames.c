@@ -322,9 +322,12 @@ answer(H2Conn *c, H2Stream *st)
         if (n != 0 && !st->remote_closed)
             nghttp2_session_consume_stream(c->session, st->id, n);
     }
-    if (asked & ASK_CANCEL)
-        fail_stream(c, st, END_CANCEL, atomic_load_relaxed(&st->cancel),
-                    st->cancel == GRPC_CANCELLED ? "CANCELLED" : "");
+    if ((asked & ASK_CANCEL) && !st->cancelling) {
+        st->cancelling = true;
+        h2_stream_ref(st);
+        st->cancel_next = c->to_cancel;
+        c->to_cancel = st;
+    }
     if (asked & ASK_DEADLINE)
         fail_stream(c, st, END_DEADLINE, GRPC_DEADLINE_EXCEEDED, "Deadline Exceeded");
 }
@@ -351,6 +354,24 @@ h2_drain_outbox(H2Conn *c)
             h2_stream_unref(st);
         }
     }
+}
+
+bool
+h2_cancel_asked(H2Conn *c)
+{
+    H2Stream *st = c->to_cancel;
+    c->to_cancel = NULL;
+    if (st == NULL)
+        return false;
+    while (st != NULL) {
+        H2Stream *next = st->cancel_next;
+        st->cancelling = false;
+        uint32_t status = atomic_load_relaxed(&st->cancel);
+        fail_stream(c, st, END_CANCEL, status, status == GRPC_CANCELLED ? "CANCELLED" : "");
+        h2_stream_unref(st);
+        st = next;
+    }
+    return true;
 }
 
 /* ---- what comes in (owner) ---- */

@@ -269,7 +269,6 @@ h2_cancel(H2Stream *st, uint32_t status)
 {
     atomic_store_relaxed(&st->cancel, status);
     h2_end_stream(st, END_CANCEL);
-    h2_conn_flush(st->conn); /* what was sent before goes out, as far as the client takes it */
     h2_ask(st, ASK_CANCEL, true);
 }
 

@@ -266,6 +266,22 @@ def test_metadata_that_is_too_large_to_be_sent_fails_the_call(caplog, capfd):
         assert "the most is" in details
 
 
+def test_what_was_yielded_before_a_cancel_arrives():
+    def one_then_cancel(request, context):
+        yield b"one"
+        context.cancel()
+        yield b"two"
+
+    with serving(Call=us(one_then_cancel)) as (_, channel):
+        for _ in range(20):
+            calls = [channel.unary_stream(path())(b"", timeout=LONG) for _ in range(20)]
+            for call in calls:
+                assert next(call) == b"one"
+                with pytest.raises(grpc.RpcError):
+                    next(call)
+                assert call.code() is grpc.StatusCode.CANCELLED
+
+
 def test_names_that_are_grpcs_own_are_not_a_handlers_to_set(make):
     own = [("te", "x"), ("grpc-status", "7"), ("grpc-message", "x"), ("content-type", "text/plain")]
 
