@@ -168,6 +168,8 @@ fd_wait(PyFD *self, PollMode mode, PyWait *w, bool look)
                 code = netpoll_set_deadline(self->pd, mode, w->timeout > 0 ? w->deadline : 1);
             if (code == GMP_OK && !(look && !netpoll_expired(self->pd, mode) && fd_ready(self, mode)))
                 code = netpoll_wait(self->pd, mode);
+            if (code == GMP_OK && self->closing) /* on the way back; who has detached it owns what came */
+                code = GMP_ECLOSED;
             if (w->timeout >= 0)
                 netpoll_set_deadline(self->pd, mode, 0);
             self->waiting[mode] = false;
@@ -197,6 +199,7 @@ fd_wait(PyFD *self, PollMode mode, PyWait *w, bool look)
                 py_raise_code(code, "wait for a descriptor", NULL);
             if (again <= 0)
                 return -1;
+            look = true; /* a signal handler has run: others may have read and written meanwhile */
         }
         }
     }
@@ -484,10 +487,6 @@ fd_accept(PyObject *op, PyObject *unused)
     socklen_t len = 0;
     PyWait w = {.timeout = -1};
     while (fd_prepare(self, POLL_READ, &w) == 0) {
-        if (self->closing) { /* closed while this goroutine was on its way back from a wait */
-            raise_closed();
-            break;
-        }
         len = sizeof addr;
         s = accept_nonblock(self->fd, (struct sockaddr *)&addr, &len);
         if (s >= 0)

@@ -347,6 +347,31 @@ def test_wait_read_sees_what_a_read_has_left() -> None:
         assert b.read(1) == b"y"
 
 
+def test_a_closed_or_detached_connection_gives_no_data_to_those_who_wait() -> None:
+    def taken(end: Callable[[Conn], Any]) -> bool:
+        """Whether one who is awake, but has not run, when his connection is ended reads from it all the same."""
+        late = []
+
+        def read(mine: Conn, other: Conn) -> None:
+            with contextlib.suppress(OSError):
+                mine.read()
+                late.append(mine.closed)
+                end(other)
+
+        with pair() as (a, b), pair() as (c, d):
+            readers = [go(read, b, d), go(read, d, b)]
+            for reader in readers:
+                until_waiting(reader)
+            a.write(b"x")
+            c.write(b"x")  # one look finds both
+            for reader in readers:
+                reader.join(WAIT)
+        return any(late)
+
+    for end in (lambda conn: conn.close(), lambda conn: os.close(conn.detach())):
+        assert sum(taken(end) for _ in range(10)) < 5  # not 0: one may be preempted just after its read
+
+
 def test_timeout_of_one_call() -> None:
     with pair() as (a, b):
         for _ in range(2):
@@ -876,6 +901,27 @@ def test_ctrl_c_ends_a_read(child: Callable[..., Any]) -> None:
         print(conn.read())
         """
     ).expect(0, "interrupted\nb'x'")
+
+
+def test_signal_handler_may_use_the_connection_that_its_goroutine_waits_for(child: Callable[..., Any]) -> None:
+    child(
+        """
+        import os, signal, gmp, gmp.net
+        from tests.waiting import me, parked
+        listener = gmp.net.listen("127.0.0.1:0")
+        conn = gmp.net.dial(listener.addr)
+        other = listener.accept()
+        def write(main):
+            parked(main)
+            other.write(b"xy")
+        def read(*args):
+            gmp.go(write, me())
+            print(conn.read(1))  # parks, and uses up the wake-up for both bytes
+        signal.signal(signal.SIGUSR1, read)
+        gmp.go(lambda main: (parked(main), os.kill(os.getpid(), signal.SIGUSR1)), me())
+        print(conn.read(1, 0, 30))
+        """
+    ).expect(0, "b'x'\nb'y'")
 
 
 def test_child_of_a_fork_uses_the_listener_of_its_parent(child: Callable[..., Any]) -> None:
