@@ -94,7 +94,10 @@ class TLSConn(Conn):
                         self._flush()  # the alert
                     except OSError:
                         pass
-                    raise failure
+                    try:
+                        raise failure
+                    finally:
+                        failure = None  # a cycle through the traceback, which would keep the connection open
                 self._flush()
                 if not self._shaken:
                     self._receive()

@@ -177,6 +177,23 @@ def test_tls_wrong_name_and_wrong_peers(contexts: Contexts) -> None:
         assert time.monotonic() - start < WAIT
 
 
+def test_tls_connection_whose_handshake_has_failed_goes_with_its_last_reference(contexts: Contexts) -> None:
+    def fail(listener: Listener) -> None:
+        with contextlib.suppress(ssl.SSLError):
+            listener.accept().read()
+
+    with listen("127.0.0.1:0", ssl=contexts[0]) as listener, dial(listener.addr, timeout=WAIT) as conn:
+        conn.set_deadline(WAIT)
+        conn.write(b"GET / HTTP/1.0\r\n\r\n")
+        gc.disable()
+        try:
+            go(fail, listener).join(WAIT)
+            with contextlib.suppress(ConnectionResetError):
+                assert conn.read() == b""
+        finally:
+            gc.enable()
+
+
 def test_tls_end_without_farewell_is_an_error(contexts: Contexts) -> None:
     server, client = contexts
 
