@@ -16,10 +16,19 @@ __all__ = ["Executor", "Future", "wait"]
 T = TypeVar("T")
 
 
-def _park(future: cf.Future[Any], timeout: float | None) -> None:
-    """Park until future is done.  TimeoutError when the time is up."""
+def _park(future: cf.Future[Any], timeout: float | None, what: str, least: float | None = None) -> None:
+    """Park until future is done.  TimeoutError when the time is up.  least: what a smaller timeout counts as."""
     if future.done():
         return
+    if timeout is not None:
+        try:
+            if least is not None and timeout < least:
+                timeout = least
+            if not 0.0 + timeout >= 0:
+                raise ValueError(f"{what}: the time must be 0 or more seconds or None, not {timeout!r}")
+        except TypeError:
+            kind = type(timeout).__name__
+            raise TypeError(f"{what}: the time must be a number of seconds or None, not {kind}") from None
     ch: Chan[None] = Chan(1)
 
     def wake(_: object) -> None:
@@ -30,7 +39,7 @@ def _park(future: cf.Future[Any], timeout: float | None) -> None:
         ch.recv(timeout)
     except TimeoutError:
         if not future.done():
-            raise
+            raise TimeoutError(f"{what}: the time is up") from None
     finally:
         # A future may live long and be waited for often: do not leave callbacks behind.
         callbacks = getattr(future, "_done_callbacks", None)
@@ -50,7 +59,7 @@ def wait(future: cf.Future[T], timeout: float | None = None) -> T:
     """
     if not isinstance(future, cf.Future) and not hasattr(future, "add_done_callback"):
         raise TypeError(f"wait() argument 1 must be a concurrent.futures.Future, not {type(future).__name__}")
-    _park(future, timeout)
+    _park(future, timeout, "wait()")
     return cf.Future.result(future, 0) if isinstance(future, cf.Future) else future.result()
 
 
@@ -58,13 +67,13 @@ class Future(cf.Future[T]):
     """A concurrent.futures.Future whose result() and exception() park goroutines instead of blocking their threads."""
 
     def result(self, timeout: float | None = None) -> T:
-        """The value, or the exception raised.  TimeoutError after timeout seconds."""
-        _park(self, timeout)
+        """The value, or the exception raised.  TimeoutError after timeout seconds; at once if they are below 0, as there."""
+        _park(self, timeout, "Future.result()", least=0)
         return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception, or None.  TimeoutError after timeout seconds."""
-        _park(self, timeout)
+        _park(self, timeout, "Future.exception()", least=0)
         return super().exception(0)
 
 

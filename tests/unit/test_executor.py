@@ -211,11 +211,13 @@ def test_result_timeout() -> None:
     ch: gmp.Chan[int] = gmp.Chan()
     with gmp.Executor() as ex:
         f = ex.submit(ch.recv)
-        for timeout in (0, 0.01):
-            with pytest.raises(TimeoutError):
+        for timeout in (0, 0.01, -1):  # concurrent.futures takes what is below 0 for 0, too
+            with pytest.raises(TimeoutError, match=r"Future.result\(\): the time is up"):
                 f.result(timeout)
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match=r"Future.exception\(\): the time is up"):
                 f.exception(timeout)
+        with pytest.raises(TypeError, match=r"Future.result\(\): the time must be a number"):
+            f.result("1")  # type: ignore[arg-type]
         assert not f._done_callbacks  # type: ignore[attr-defined]  # nothing piles up in a future that is asked often
         ch.send(1)
         assert f.result(10) == 1
@@ -291,14 +293,14 @@ def test_wait_on_exception_and_cancel() -> None:
 def test_wait_timeout() -> None:
     f: cf.Future[int] = cf.Future()
     for timeout in (0, 0.01):
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"^wait\(\)"):
             gmp.wait(f, timeout)
         with pytest.raises(TimeoutError):
             gmp.wait(f, timeout=timeout)
     assert not f._done_callbacks  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="seconds"):
+    with pytest.raises(ValueError, match=r"^wait\(\).* seconds"):
         gmp.wait(f, -1)
-    with pytest.raises(TypeError, match="seconds"):
+    with pytest.raises(TypeError, match=r"^wait\(\).* seconds"):
         gmp.wait(f, "1")  # type: ignore[arg-type]
 
 
