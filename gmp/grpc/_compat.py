@@ -200,6 +200,22 @@ def _change_client(copy: ModuleType, original: ModuleType) -> None:
             call._alone = self._alone
             return call
 
+    consume = copy._consume_request_iterator
+
+    def consume_bytes(
+        requests: Any, state: Any, call: Any, serializer: Callable[[Any], Any] | None, handler: Any
+    ) -> None:
+        """What is no bytes is an error of serialization: else it would end the iterating goroutine, and the call would hang."""
+
+        def serialize(request: Any) -> bytes:
+            data = request if serializer is None else serializer(request)
+            if not isinstance(data, bytes):
+                raise TypeError(f"a serialized request must be bytes, not {type(data).__name__}")
+            return data
+
+        consume(requests, state, call, serialize, handler)
+
+    names["_consume_request_iterator"] = consume_bytes
     names["threading"] = _changed(threading, Condition=Condition)
     names["cygrpc"] = _changed(cygrpc, ForkManagedThread=thread)
     names["_common"] = _changed(copy._common, wait=_wait)

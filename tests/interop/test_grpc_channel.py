@@ -243,6 +243,16 @@ def test_a_stream_of_requests_may_park():
         assert list(responses) == []
 
 
+def test_a_streamed_request_that_is_not_bytes_fails_the_call():
+    with serving(**ALL) as (_, channel):
+        for call in (channel.stream_unary(path("Total")), lambda it: list(channel.stream_stream(path("Double"))(it))):
+            with pytest.raises(grpc.RpcError) as caught:
+                go(call, iter([b"1", "two"])).result(LONG)
+            assert caught.value.code() is grpc.StatusCode.INTERNAL
+            assert "serializing" in caught.value.details()
+        assert channel.stream_unary(path("Total"))(iter([b"1", b"2"])) == b"3"
+
+
 def test_interceptors_and_callbacks():
     log = []
 
