@@ -892,6 +892,7 @@ on_frame_sent(nghttp2_session *session, const nghttp2_frame *frame, void *user)
 static int
 on_frame_not_sent(nghttp2_session *session, const nghttp2_frame *frame, int error, void *user)
 {
+    (void)error, (void)user;
     if (frame->hd.type == NGHTTP2_HEADERS && stream_of(session, frame->hd.stream_id) != NULL)
         nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame->hd.stream_id, NGHTTP2_INTERNAL_ERROR);
     return 0;

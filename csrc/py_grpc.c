@@ -329,6 +329,7 @@ server_connections(PyObject *self, PyObject *unused)
     return srv != NULL ? grpc_connections(srv) : NULL;
 }
 
+/* access_log(fn or None) */
 static PyObject *
 server_access_log(PyObject *self, PyObject *fn)
 {

@@ -223,5 +223,3 @@ grpc_connections(H2Server *srv)
     free(facts);
     return list;
 }
-
-/* access_log(fn or None) */

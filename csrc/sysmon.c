@@ -233,6 +233,7 @@ sysmon(void *arg)
         }
         if (napped) {
             napped = false;
+            quiet = 0;
             delay = MIN_DELAY_US;
         }
         looks = 0;

@@ -53,6 +53,12 @@ def make_server(kind_of_server: str, servers_by_kind: Callable[[str], Callable[.
     return servers_by_kind(kind_of_server)
 
 
+@pytest.fixture(params=["native", "compat"])
+def make(request: pytest.FixtureRequest, servers_by_kind: Callable[[str], Callable[..., Any]]) -> Callable[..., Any]:
+    """Each of gmp's two servers in turn."""
+    return servers_by_kind(request.param)
+
+
 def _load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
