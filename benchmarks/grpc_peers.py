@@ -371,15 +371,16 @@ def serve_echo() -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.recv(24, socket.MSG_WAITALL)  # the preface
         data = b""
-        while chunk := sock.recv(1 << 16):
-            data += chunk
-            at, back = 0, b""
-            while len(data) - at >= 9 and len(data) - at >= (size := 9 + int.from_bytes(data[at : at + 3])):
-                if data[at + 3] == 0:
-                    back += data[at : at + size]
-                at += size
-            data = data[at:]
-            sock.sendall(back)
+        with contextlib.suppress(ConnectionResetError):  # the client ends so
+            while chunk := sock.recv(1 << 16):
+                data += chunk
+                at, back = 0, b""
+                while len(data) - at >= 9 and len(data) - at >= (size := 9 + int.from_bytes(data[at : at + 3])):
+                    if data[at + 3] == 0:
+                        back += data[at : at + size]
+                    at += size
+                data = data[at:]
+                sock.sendall(back)
 
     def accept(listener: socket.socket) -> None:
         while True:
