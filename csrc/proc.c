@@ -849,7 +849,7 @@ switch_away(M *mp, G *gp, SwitchKind kind)
     mp->prevkind = kind;
     if (GMP_LIKELY(next != NULL)) {
         stat_add(&pp->schedtick, 1);
-        atomic_store_relaxed(&mp->curg, next);
+        atomic_store_release(&mp->curg, next); /* for sysmon, which looks into it */
         next->m = mp;
         set_status(next, G_RUNNABLE, G_RUNNING);
         gobuf_switch(&gp->sched, &next->sched, kind == SWITCH_DEAD);

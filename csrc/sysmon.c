@@ -81,7 +81,7 @@ retake(P *pp, int64_t now, bool *detached_seen)
         did = true;
     }
     M *mp = (M *)(owner & ~P_RUNNING);
-    G *gp = atomic_load_relaxed(&mp->curg);
+    G *gp = atomic_load_acquire(&mp->curg);
     if (gp == NULL || gp->cls->detached == NULL)
         return did;
     bool detached = gp->cls->detached(gp);
@@ -128,7 +128,7 @@ rescue_main(Sched *sched, int64_t now)
         since[sched->set] = now;
         return true;
     }
-    G *gp = atomic_load_relaxed(&sched->mainm->curg);
+    G *gp = atomic_load_acquire(&sched->mainm->curg);
     bool detached = gp != NULL && gp->cls->detached != NULL && gp->cls->detached(gp);
     if (now - since[sched->set] < (detached ? RESCUE_DETACHED_NS : FORCE_PREEMPT_NS))
         return true;
@@ -143,7 +143,7 @@ main_kept(void)
 {
     for (int s = 0; s < SETS; s++) {
         M *mp = atomic_load(&scheds[s].mainm);
-        G *gp = mp != NULL ? atomic_load_relaxed(&mp->curg) : NULL;
+        G *gp = mp != NULL ? atomic_load_acquire(&mp->curg) : NULL;
         if (mp == NULL || scheds[s].cls->poll_signals == NULL)
             continue;
         if ((gp != NULL && gp->stack_lo != NULL) || scheds[s].cls->signal_waits())

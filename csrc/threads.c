@@ -870,7 +870,7 @@ execute(M *mp, G *gp)
 {
     P *pp = mp->p;
     resetspinning(mp);
-    atomic_store_relaxed(&mp->curg, gp);
+    atomic_store_release(&mp->curg, gp); /* as in switch_away */
     gp->m = mp;
     set_status(gp, G_RUNNABLE, G_RUNNING);
     if (pp != NULL)
@@ -1150,7 +1150,7 @@ adopt_thread(Sched *sched, G *thread_g)
     thread_g->status = G_RUNNING;
     thread_g->goid = goid_next(NULL);
     gobuf_init_thread(&thread_g->sched);
-    atomic_store_relaxed(&mp->curg, thread_g);
+    atomic_store_release(&mp->curg, thread_g);
     mutex_lock(&sched->lock);
     sched->nm++;
     mutex_unlock(&sched->lock);

@@ -184,7 +184,7 @@ trace_p(Out *o, P *pp)
 {
     uintptr_t owner = atomic_load_relaxed(&pp->owner);
     M *mp = (M *)(owner & ~P_RUNNING);
-    G *gp = mp != NULL ? atomic_load_relaxed(&mp->curg) : NULL;
+    G *gp = mp != NULL ? atomic_load_acquire(&mp->curg) : NULL;
     /* Go's numbers: _Pidle, _Prunning, _Psyscall */
     int status = mp == NULL ? 0 : (owner & P_RUNNING) != 0 && gp != NULL && in_call(gp) ? 2 : 1;
     out_str(o, "  P");
@@ -205,7 +205,7 @@ trace_p(Out *o, P *pp)
 static GMP_RACY void
 trace_m(Out *o, M *mp)
 {
-    G *gp = atomic_load_relaxed(&mp->curg), *locked = mp->thread_g;
+    G *gp = atomic_load_acquire(&mp->curg), *locked = mp->thread_g;
     P *pp = mp->p;
     bool has_p = pp != NULL && (M *)(atomic_load_relaxed(&pp->owner) & ~P_RUNNING) == mp;
     out_str(o, "  M");
